@@ -1,0 +1,132 @@
+//! The caller's classes: `Client` and `Child`.
+
+use std::cell::RefCell;
+use std::ffi::OsString;
+use std::os::fd::{IntoRawFd, RawFd};
+use std::path::PathBuf;
+
+use pyo3::prelude::*;
+use pyspawner::client::{self, Interrupt, SpawnRequest, StartOptions};
+use pyspawner::config::{NetworkConfig, SandboxConfig};
+use pyspawner::error::Error;
+
+use crate::errors::to_python;
+
+/// Runs `work` without the GIL. A Python signal handler that raises gives it up, and its exception is the answer.
+fn without_gil<T: Send>(
+    py: Python<'_>,
+    work: impl Send + FnOnce(Interrupt<'_>) -> Result<T, Error>,
+) -> PyResult<T> {
+    let (result, raised) = py.detach(|| {
+        let raised = RefCell::new(None);
+        let check_signals = || {
+            Python::attach(|py| py.check_signals()).map_err(|error| {
+                raised.replace(Some(error));
+                Error::Interrupted
+            })
+        };
+        let result = work(&check_signals);
+        (result, raised.into_inner())
+    });
+    match (result, raised) {
+        (Err(Error::Interrupted), Some(raised)) => Err(raised),
+        (result, _) => result.map_err(|error| to_python(py, error)),
+    }
+}
+
+/// A running zygote.
+#[pyclass(frozen)]
+pub(crate) struct Client {
+    core: client::Client,
+}
+
+#[pymethods]
+impl Client {
+    #[new]
+    #[pyo3(signature = (*, executable, arguments, environment, child_main, preload_imports, sys_path))]
+    fn new(
+        py: Python<'_>,
+        executable: PathBuf,
+        arguments: Vec<OsString>,
+        environment: Vec<(OsString, OsString)>,
+        child_main: String,
+        preload_imports: Vec<String>,
+        sys_path: Option<Vec<Vec<u8>>>,
+    ) -> PyResult<Self> {
+        let options =
+            StartOptions { executable, arguments, environment, child_main, preload_imports, sys_path };
+        without_gil(py, |interrupt| client::Client::start(options, interrupt)).map(|core| Self { core })
+    }
+
+    /// The child, and the caller's ends of its stdin, stdout and stderr.
+    #[pyo3(signature = (args, *, process_name, chroot_dir, network, skip_sandbox_except))]
+    fn spawn(
+        &self,
+        py: Python<'_>,
+        args: &[u8],
+        process_name: Option<&str>,
+        chroot_dir: Option<PathBuf>,
+        network: Option<(String, String, String, String)>,
+        skip_sandbox_except: Vec<String>,
+    ) -> PyResult<(Child, RawFd, RawFd, RawFd)> {
+        let network =
+            network.map(|(kernel_veth_name, child_veth_name, kernel_ipv4_address, child_ipv4_address)| {
+                NetworkConfig { kernel_veth_name, child_veth_name, kernel_ipv4_address, child_ipv4_address }
+            });
+        let sandbox = SandboxConfig { chroot_dir, network, skip_sandbox_except };
+        let request = SpawnRequest { args, process_name, sandbox: &sandbox };
+        let (core, pipes) = without_gil(py, |interrupt| self.core.spawn(&request, interrupt))?;
+        Ok((
+            Child { core },
+            pipes.stdin.into_raw_fd(),
+            pipes.stdout.into_raw_fd(),
+            pipes.stderr.into_raw_fd(),
+        ))
+    }
+
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| self.core.close());
+    }
+
+    #[getter]
+    fn zygote_pid(&self) -> i32 {
+        self.core.zygote_pid()
+    }
+
+    #[getter]
+    fn watchdog_pid(&self) -> i32 {
+        self.core.watchdog_pid()
+    }
+
+    #[getter]
+    fn threads(&self) -> Vec<(String, Vec<String>)> {
+        self.core.threads().to_vec()
+    }
+}
+
+/// A running child.
+#[pyclass(frozen)]
+pub(crate) struct Child {
+    core: client::Child,
+}
+
+#[pymethods]
+impl Child {
+    #[getter]
+    fn pid(&self) -> i32 {
+        self.core.pid()
+    }
+
+    #[getter]
+    fn layers(&self) -> Vec<(&'static str, &str)> {
+        self.core.layers().iter().map(|(layer, detail)| (layer.name(), detail.as_str())).collect()
+    }
+
+    fn kill(&self, py: Python<'_>) -> PyResult<()> {
+        self.core.kill().map_err(|error| to_python(py, error))
+    }
+
+    fn wait(&self, py: Python<'_>, options: i32) -> PyResult<(i32, i32)> {
+        without_gil(py, |interrupt| self.core.wait(options, interrupt))
+    }
+}

@@ -1,0 +1,148 @@
+//! One end of a `SOCK_SEQPACKET` socket pair that carries frames and descriptors.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::io::{Errno, retry_on_intr};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, shutdown, socketpair,
+    sockopt,
+};
+
+use crate::protocol::{self, Message, ProtocolError};
+
+/// The most descriptors that any message has.
+const MAX_DESCRIPTORS: usize = 4;
+
+/// Why nothing came through a channel.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ChannelError {
+    #[error(transparent)]
+    Io(#[from] Errno),
+    #[error(transparent)]
+    Protocol(#[from] ProtocolError),
+}
+
+/// What came through a channel.
+#[derive(Debug)]
+pub(crate) struct Received<M> {
+    pub(crate) message: M,
+    pub(crate) descriptors: Vec<OwnedFd>,
+    /// The kernel dropped descriptors: the receiver has none left (`EMFILE`).
+    pub(crate) descriptors_lost: bool,
+    /// The sender's pid, in the receiver's pid namespace; only on a channel that asked for it.
+    pub(crate) sender: Option<i32>,
+}
+
+impl<M> Received<M> {
+    /// The message with its `N` descriptors.
+    ///
+    /// # Errors
+    ///
+    /// `EMFILE` when the kernel dropped them.
+    pub(crate) fn with<const N: usize>(self) -> Result<(M, [OwnedFd; N]), ChannelError> {
+        let got = self.descriptors.len();
+        match self.descriptors.try_into() {
+            Ok(descriptors) => Ok((self.message, descriptors)),
+            Err(_) if self.descriptors_lost => Err(Errno::MFILE.into()),
+            Err(_) => Err(ProtocolError::DescriptorCount { expected: N, got }.into()),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Channel {
+    socket: OwnedFd,
+}
+
+impl Channel {
+    /// Two ends, both close-on-exec.
+    pub(crate) fn pair() -> rustix::io::Result<(Self, Self)> {
+        let (ours, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        Ok((Self { socket: ours }, Self { socket: theirs }))
+    }
+
+    /// Asks the kernel to add the sender's pid to every message.
+    pub(crate) fn want_sender(&self) -> rustix::io::Result<()> {
+        sockopt::set_socket_passcred(&self.socket, true)
+    }
+
+    /// Sends one message. An end that is gone is `EPIPE` or `ECONNRESET`, not a signal.
+    pub(crate) fn send<M: Message>(
+        &self,
+        message: &M,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<(), ChannelError> {
+        protocol::check_descriptors(message, descriptors.len())?;
+        let frame = protocol::encode(message)?;
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if !descriptors.is_empty() {
+            ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
+        }
+        retry_on_intr(|| {
+            sendmsg(&self.socket, &[IoSlice::new(&frame)], &mut ancillary, SendFlags::NOSIGNAL)
+        })?;
+        Ok(())
+    }
+
+    /// Waits for one message; `None` at end of file. A descriptor that arrives is close-on-exec.
+    pub(crate) fn recv<M: Message>(&self) -> Result<Option<Received<M>>, ChannelError> {
+        let mut frame = vec![0; M::MAX_FRAME];
+        let mut space =
+            [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS), ScmCredentials(1))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let received = retry_on_intr(|| {
+            let mut parts = [IoSliceMut::new(&mut frame)];
+            recvmsg(&self.socket, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC)
+        });
+        let received = match received {
+            // The other end was closed with our messages still unread: that is an end of file too.
+            Err(Errno::CONNRESET) => return Ok(None),
+            other => other?,
+        };
+        let mut descriptors = Vec::new();
+        let mut sender = None;
+        for item in ancillary.drain() {
+            match item {
+                RecvAncillaryMessage::ScmRights(rights) => descriptors.extend(rights),
+                RecvAncillaryMessage::ScmCredentials(credentials) => {
+                    sender = Some(credentials.pid.as_raw_nonzero().get());
+                }
+                _ => {}
+            }
+        }
+        if received.bytes == 0 {
+            return Ok(None);
+        }
+        if received.flags.contains(ReturnFlags::TRUNC) {
+            return Err(ProtocolError::Oversized { length: received.bytes, limit: M::MAX_FRAME }.into());
+        }
+        let message = protocol::decode::<M>(&frame[..received.bytes])?;
+        let descriptors_lost = received.flags.contains(ReturnFlags::CTRUNC);
+        if !descriptors_lost {
+            protocol::check_descriptors(&message, descriptors.len())?;
+        }
+        Ok(Some(Received { message, descriptors, descriptors_lost, sender }))
+    }
+
+    /// Ends the conversation for every process that holds this end: the other one reads what is queued, then end of file.
+    pub(crate) fn shut_down(&self) {
+        let _ = shutdown(&self.socket, rustix::net::Shutdown::Write);
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl From<OwnedFd> for Channel {
+    fn from(socket: OwnedFd) -> Self {
+        Self { socket }
+    }
+}

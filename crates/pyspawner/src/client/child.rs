@@ -1,0 +1,69 @@
+//! A child, as its caller holds it.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::process::{Signal, pidfd_send_signal};
+
+use crate::error::Error;
+use crate::layer::Layer;
+use crate::sys::wait::wait_pidfd;
+
+use super::Interrupt;
+
+/// A running child. Dropping it leaves the child running.
+#[derive(Debug)]
+pub struct Child {
+    pub(super) pid: i32,
+    pub(super) pidfd: OwnedFd,
+    pub(super) layers: Vec<(Layer, String)>,
+}
+
+/// The caller's ends of a child's three pipes, all close-on-exec.
+#[derive(Debug)]
+pub struct Pipes {
+    /// To write.
+    pub stdin: OwnedFd,
+    /// To read.
+    pub stdout: OwnedFd,
+    /// To read.
+    pub stderr: OwnedFd,
+}
+
+impl Child {
+    /// The child's pid as the caller sees it.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// The layers that are on, in order, each with a few words on what it does here.
+    #[must_use]
+    pub fn layers(&self) -> &[(Layer, String)] {
+        &self.layers
+    }
+
+    /// SIGKILL, to this child and never to another process that got its pid.
+    ///
+    /// # Errors
+    ///
+    /// `ESRCH` when the child has been reaped.
+    pub fn kill(&self) -> Result<(), Error> {
+        pidfd_send_signal(&self.pidfd, Signal::KILL).map_err(Error::io("kill"))
+    }
+
+    /// As waitpid(2) on the child's pid: `(pid, status)`, or `(0, 0)` when `WNOHANG` finds it running.
+    ///
+    /// # Errors
+    ///
+    /// `ECHILD` when the child has been reaped already; whatever `interrupt` answers when a signal comes.
+    pub fn wait(&self, options: i32, interrupt: Interrupt<'_>) -> Result<(i32, i32), Error> {
+        loop {
+            match wait_pidfd(self.pidfd.as_fd(), options) {
+                Ok(ended) => return Ok(ended.unwrap_or((0, 0))),
+                Err(Errno::INTR) => interrupt()?,
+                Err(errno) => return Err(Error::io("wait")(errno)),
+            }
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! The caller's side.
+//!
+//! Who runs this: the process of the user, with all its threads, signal handlers and secrets. It starts the zygote ([`start`]), asks for
+//! children ([`spawn`]) and holds them ([`child`]). Children are its own, by `CLONE_PARENT`; no SIGCHLD handler, no named socket, no
+//! temporary file. Nothing that a child sends after its sandbox is up is ever interpreted here.
+
+mod child;
+mod process;
+mod spawn;
+mod start;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::BorrowedFd;
+use rustix::io::Errno;
+
+use crate::channel::{Channel, ChannelError};
+use crate::error::Error;
+
+pub use child::{Child, Pipes};
+use process::Process;
+use spawn::Birth;
+pub use spawn::SpawnRequest;
+pub use start::StartOptions;
+
+/// Asked when a signal interrupts a wait: `Err` gives the operation up.
+pub type Interrupt<'a> = &'a dyn Fn() -> Result<(), Error>;
+
+/// How long a zygote may take to notice that its Client is closed, in seconds.
+const CLOSE_PATIENCE: i64 = 2;
+
+/// A running zygote. Thread-safe: requests need no lock and no turn.
+#[derive(Debug)]
+pub struct Client {
+    owner: u32,
+    connection: Mutex<Option<Channel>>,
+    zygote: Process,
+    watchdog: Process,
+    threads: Vec<(String, Vec<String>)>,
+    /// Children that were asked for and then not waited for, because a signal handler raised.
+    unborn: Mutex<Vec<Birth>>,
+}
+
+impl Client {
+    /// The zygote's pid.
+    #[must_use]
+    pub fn zygote_pid(&self) -> i32 {
+        self.zygote.pid()
+    }
+
+    /// The watchdog's pid.
+    #[must_use]
+    pub fn watchdog_pid(&self) -> i32 {
+        self.watchdog.pid()
+    }
+
+    /// The threads that imports started in the zygote, as `(module, thread names)`. They do not exist in children, and a library that has
+    /// *used* its threads before the clone hangs in every child.
+    #[must_use]
+    pub fn threads(&self) -> &[(String, Vec<String>)] {
+        &self.threads
+    }
+
+    /// Ends the zygote and its watchdog. Children live on. Again, or with a zygote that has died, it does nothing more; in another process
+    /// than the one that made the Client it only closes that process's copy of the connection.
+    pub fn close(&self) {
+        if self.check_owner().is_err() {
+            // A thread that held the lock at the fork does not exist here.
+            if let Ok(mut connection) = self.connection.try_lock() {
+                connection.take();
+            }
+            return;
+        }
+        let Some(connection) = lock(&self.connection).take() else { return };
+        // What other threads have asked for is still done: the zygote reads end of file after it.
+        connection.shut_down();
+        self.zygote.end_within(CLOSE_PATIENCE);
+        // It dies before the caller can, so it will not kill the children.
+        self.watchdog.kill();
+        self.reap_unborn();
+    }
+
+    fn check_owner(&self) -> Result<(), Error> {
+        let here = std::process::id();
+        if here == self.owner { Ok(()) } else { Err(Error::Forked { owner: self.owner, here }) }
+    }
+
+    fn reap_unborn(&self) {
+        lock(&self.unborn).retain_mut(|birth| !birth.end_if_known());
+    }
+}
+
+fn channel_error(error: ChannelError) -> Error {
+    match error {
+        ChannelError::Io(errno) => Error::io("talking to the zygote")(errno),
+        ChannelError::Protocol(error) => error.into(),
+    }
+}
+
+/// A panic while a lock was held leaves nothing half done in these collections.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Waits until one of `descriptors` is readable or at its end, and says which are.
+fn wait_for<const N: usize>(
+    descriptors: [BorrowedFd<'_>; N],
+    interrupt: Interrupt<'_>,
+) -> Result<[bool; N], Error> {
+    loop {
+        let mut polled = descriptors.map(|descriptor| PollFd::from_borrowed_fd(descriptor, PollFlags::IN));
+        match poll(&mut polled, None) {
+            Ok(_) => return Ok(polled.map(|one| !one.revents().is_empty())),
+            Err(Errno::INTR) => interrupt()?,
+            Err(errno) => return Err(Error::io("poll")(errno)),
+        }
+    }
+}
+
+/// Whether `descriptor` is readable or at its end within `seconds`.
+fn readable_within(descriptor: BorrowedFd<'_>, seconds: i64) -> bool {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(seconds.unsigned_abs());
+    loop {
+        let left = deadline.saturating_duration_since(std::time::Instant::now());
+        let timeout = Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() };
+        match poll(&mut [PollFd::from_borrowed_fd(descriptor, PollFlags::IN)], Some(&timeout)) {
+            Err(Errno::INTR) => {}
+            answer => return answer.is_ok_and(|ready| ready > 0),
+        }
+    }
+}

@@ -1,0 +1,351 @@
+//! Asking the zygote for a child, and locking it in.
+
+use std::fs::File;
+use std::io::{Seek, Write};
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Signal, pidfd_send_signal};
+
+use super::child::{Child, Pipes};
+use super::{Client, Interrupt, channel_error, lock, readable_within, wait_for};
+use crate::channel::{Channel, ChannelError};
+use crate::config::{self, SandboxConfig};
+use crate::error::{Error, Failure, Step};
+use crate::layer::Layer;
+use crate::protocol::{ChildNetwork, Order, Orders, ProtocolError, Report, Spawn};
+use crate::sandbox::{id_map, mounts, namespaces, network};
+use crate::sys::wait::{kill_unreaped, reap_unreaped, wait_pidfd};
+
+/// How often a child is made anew because a living process happens to share its range of host ids.
+const MAX_ATTEMPTS: usize = 16;
+
+/// What to run and how to lock it in.
+#[derive(Debug)]
+pub struct SpawnRequest<'a> {
+    /// The pickled args.
+    pub args: &'a [u8],
+    /// For `comm` and the command line.
+    pub process_name: Option<&'a str>,
+    /// The sandbox.
+    pub sandbox: &'a SandboxConfig,
+}
+
+impl Client {
+    /// Clones a child, waits until its sandbox is complete, and lets it run.
+    ///
+    /// # Errors
+    ///
+    /// A configuration that makes no sense; a layer that the kernel refuses; a zygote that has died; a want of descriptors. Nothing is
+    /// left behind then, and no user code has run.
+    pub fn spawn(
+        &self,
+        request: &SpawnRequest<'_>,
+        interrupt: Interrupt<'_>,
+    ) -> Result<(Child, Pipes), Error> {
+        self.check_owner()?;
+        request.sandbox.validate()?;
+        request.process_name.map(config::process_name).transpose()?;
+        self.reap_unborn();
+
+        let (provisions, pipes) = Provisions::make(request)?;
+        let mut attempt = 1;
+        let (newborn, first_id) = loop {
+            match self.clone_child(interrupt) {
+                Err(Error::Sandbox(Failure { step: Step::ChooseIdRange, .. })) if attempt < MAX_ATTEMPTS => {
+                    attempt += 1
+                }
+                other => break other?,
+            }
+        };
+        let layers = newborn.lock_in(request, &provisions, interrupt)?;
+        let layers =
+            layers.into_iter().map(|layer| (layer, describe(layer, request.sandbox, first_id))).collect();
+        let (pid, pidfd) = newborn.release()?;
+        Ok((Child { pid, pidfd, layers }, pipes))
+    }
+
+    /// A child that waits for its orders, and the first host id of its range.
+    fn clone_child(&self, interrupt: Interrupt<'_>) -> Result<(Newborn, u32), Error> {
+        let (ours, theirs) = Channel::pair().map_err(Error::io("socketpair"))?;
+        ours.want_sender().map_err(Error::io("setsockopt(SO_PASSCRED)"))?;
+        {
+            let connection = lock(&self.connection);
+            match connection.as_ref().ok_or(Error::Closed)?.send(&Spawn, &[theirs.as_fd()]) {
+                Err(ChannelError::Io(Errno::PIPE | Errno::CONNRESET)) => return Err(self.died()),
+                other => other.map_err(channel_error)?,
+            }
+        }
+        drop(theirs);
+        self.await_birth(Birth { private: ours, born: None }, interrupt)
+    }
+
+    /// Waits until the zygote reports the child, or until it is certain that there will be none.
+    fn await_birth(&self, mut birth: Birth, interrupt: Interrupt<'_>) -> Result<(Newborn, u32), Error> {
+        let mut zygote_lives = true;
+        loop {
+            let ready = if zygote_lives {
+                wait_for([birth.private.as_fd(), self.zygote.pidfd()], interrupt)
+            } else {
+                // A child that was cloned says so even now; if there is none, its end of the socket died with the zygote.
+                wait_for([birth.private.as_fd()], interrupt).map(|[private]| [private, false])
+            };
+            let [reported, zygote_ended] = match ready {
+                Ok(ready) => ready,
+                Err(error) => {
+                    lock(&self.unborn).push(birth);
+                    return Err(error);
+                }
+            };
+            if reported {
+                match birth.read() {
+                    Ok(News::Born) => {}
+                    Ok(News::Ready(pidfd, first_id)) => {
+                        return Ok((birth.into_newborn(Some(pidfd)), first_id));
+                    }
+                    Ok(News::NoChild) if readable_within(self.zygote.pidfd(), 0) => return Err(self.died()),
+                    Ok(News::NoChild) => {
+                        return Err(Failure::new(Layer::Namespaces, Step::ZygoteRefused, libc::EIO).into());
+                    }
+                    Err(error) => {
+                        birth.end();
+                        return Err(error);
+                    }
+                }
+            } else {
+                zygote_lives &= !zygote_ended;
+            }
+            if !zygote_lives && birth.born.is_some() {
+                birth.end();
+                return Err(self.died());
+            }
+        }
+    }
+
+    fn died(&self) -> Error {
+        Error::ZygoteDied { pid: self.zygote.pid(), status: self.zygote.kill() }
+    }
+}
+
+/// What the child gets beside its sandbox.
+struct Provisions {
+    stdin: OwnedFd,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+    args: OwnedFd,
+    chroot: Option<OwnedFd>,
+}
+
+impl Provisions {
+    /// Everything that can fail for want of descriptors or memory, before anybody is asked for anything.
+    fn make(request: &SpawnRequest<'_>) -> Result<(Self, Pipes), Error> {
+        let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(Error::io("pipe"));
+        let ((stdin, our_stdin), (our_stdout, stdout), (our_stderr, stderr)) = (pipe()?, pipe()?, pipe()?);
+        let chroot = request.sandbox.chroot_dir.as_deref().map(mounts::open_chroot).transpose()?;
+        let provisions = Self { stdin, stdout, stderr, args: sealed(request.args)?, chroot };
+        Ok((provisions, Pipes { stdin: our_stdin, stdout: our_stdout, stderr: our_stderr }))
+    }
+}
+
+/// A memfd with `bytes` that nobody can change any more; memfd_create(2).
+fn sealed(bytes: &[u8]) -> Result<OwnedFd, Error> {
+    let memfd = memfd_create("pyspawner-args", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
+        .map_err(Error::io("memfd_create"))?;
+    let mut file = File::from(memfd);
+    file.write_all(bytes)
+        .and_then(|()| file.rewind())
+        .map_err(|source| Error::Io { doing: "writing the args", source })?;
+    fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)
+        .map_err(Error::io("sealing the args"))?;
+    Ok(file.into())
+}
+
+/// A child that was asked for and is not reported yet.
+#[derive(Debug)]
+pub(super) struct Birth {
+    private: Channel,
+    /// The pid that the kernel gave with the child's first word.
+    born: Option<i32>,
+}
+
+/// What comes through the private socket before the child is reported.
+enum News {
+    /// The child exists.
+    Born,
+    /// It waits for its orders.
+    Ready(OwnedFd, u32),
+    /// The socket's other end is gone, and no child has it.
+    NoChild,
+}
+
+impl Birth {
+    fn read(&mut self) -> Result<News, Error> {
+        let Some(received) = self.private.recv::<Report>().map_err(channel_error)? else {
+            return Ok(News::NoChild);
+        };
+        match received.message {
+            Report::Born => {
+                self.born = received.sender;
+                Ok(News::Born)
+            }
+            Report::Spawned { pid, first_id } => {
+                self.born = Some(pid);
+                let (_, [pidfd]) = received.with().map_err(channel_error)?;
+                Ok(News::Ready(pidfd, first_id))
+            }
+            Report::NotSpawned { failure, pid } => {
+                self.born = pid;
+                Err(failure.into())
+            }
+            Report::Entered { .. } | Report::Failed(_) => {
+                Err(ProtocolError::OutOfOrder { waiting_for: "a child's birth" }.into())
+            }
+        }
+    }
+
+    fn into_newborn(self, pidfd: Option<OwnedFd>) -> Newborn {
+        Newborn { pid: self.born.unwrap_or_default(), pidfd, private: self.private, armed: true }
+    }
+
+    /// Kills and reaps the child, if there is one.
+    fn end(self) {
+        drop(self.into_newborn(None));
+    }
+
+    /// Does so as soon as it is known whether there is one. `true`: it is known, and done.
+    pub(super) fn end_if_known(&mut self) -> bool {
+        while readable_within(self.private.as_fd(), 0) {
+            match self.read() {
+                Ok(News::Born) => {}
+                Ok(News::NoChild) => return true,
+                Ok(News::Ready(..)) | Err(_) => break,
+            }
+        }
+        if let Some(pid) = self.born {
+            kill_and_reap(pid, None);
+        }
+        self.born.is_some()
+    }
+}
+
+/// A child whose sandbox is not complete: dropped, it is killed and reaped.
+struct Newborn {
+    pid: i32,
+    pidfd: Option<OwnedFd>,
+    private: Channel,
+    /// Not released yet.
+    armed: bool,
+}
+
+impl Newborn {
+    /// Makes the parent's half of the layers, gives the orders, and waits until the child has carried them out. What it runs is ordered at
+    /// once, so that it starts the moment it can.
+    fn lock_in(
+        &self,
+        request: &SpawnRequest<'_>,
+        provisions: &Provisions,
+        interrupt: Interrupt<'_>,
+    ) -> Result<Vec<Layer>, Error> {
+        let Some(network) = &request.sandbox.network else {
+            return self.give_orders(None, request, provisions, interrupt);
+        };
+        network::make_veth(network, network.addresses()?, self.pid)?;
+        let entered = self.give_orders(Some(network::child_half(network)?), request, provisions, interrupt);
+        if entered.is_err() {
+            // It would vanish with the child's namespace, some time later.
+            network::remove_veth(network);
+        }
+        entered
+    }
+
+    fn give_orders(
+        &self,
+        network: Option<ChildNetwork>,
+        request: &SpawnRequest<'_>,
+        provisions: &Provisions,
+        interrupt: Interrupt<'_>,
+    ) -> Result<Vec<Layer>, Error> {
+        let private = &self.private;
+        let Provisions { stdin, stdout, stderr, args, chroot } = provisions;
+        let optional_layers = request.sandbox.optional_layers();
+        let enter = Order::Enter(Orders { chroot: chroot.is_some(), network, optional_layers });
+        let run = Order::Run { process_name: request.process_name.map(str::to_owned) };
+        let roots: Vec<_> = chroot.iter().map(AsFd::as_fd).collect();
+        let ordered = private.send(&enter, &roots).and_then(|()| {
+            private.send(&run, &[stdin.as_fd(), stdout.as_fd(), stderr.as_fd(), args.as_fd()])
+        });
+        match ordered {
+            // A child that has died meanwhile is noticed below.
+            Ok(()) | Err(ChannelError::Io(Errno::PIPE | Errno::CONNRESET)) => {}
+            Err(error) => return Err(channel_error(error)),
+        }
+        loop {
+            wait_for([private.as_fd()], interrupt)?;
+            match private.recv::<Report>().map_err(channel_error)?.map(|received| received.message) {
+                Some(Report::Entered { layers }) => return Ok(layers),
+                Some(Report::Failed(failure)) => return Err(failure.into()),
+                Some(Report::Born) => {}
+                Some(Report::Spawned { .. } | Report::NotSpawned { .. }) => {
+                    return Err(ProtocolError::OutOfOrder { waiting_for: "the child's sandbox" }.into());
+                }
+                None => return Err(Failure::new(Layer::Namespaces, Step::ChildLost, libc::ECHILD).into()),
+            }
+        }
+    }
+
+    /// The child, complete: from here on it lives until the caller or itself ends it.
+    fn release(mut self) -> Result<(i32, OwnedFd), Error> {
+        let pidfd = self.pidfd.take().ok_or(Error::Closed)?;
+        self.armed = false;
+        Ok((self.pid, pidfd))
+    }
+}
+
+impl Drop for Newborn {
+    fn drop(&mut self) {
+        if self.armed {
+            kill_and_reap(self.pid, self.pidfd.as_ref());
+        }
+    }
+}
+
+/// Ends a child that no user has seen. By number where there is no pidfd: nobody else has a reason to wait for it.
+fn kill_and_reap(pid: i32, pidfd: Option<&OwnedFd>) {
+    let Some(pidfd) = pidfd else {
+        kill_unreaped(pid);
+        reap_unreaped(pid);
+        return;
+    };
+    // One that has ended is only to be reaped.
+    let _ = pidfd_send_signal(pidfd, Signal::KILL);
+    while wait_pidfd(pidfd, 0) == Err(Errno::INTR) {}
+}
+
+/// What `child.layers` says of a layer.
+fn describe(layer: Layer, sandbox: &SandboxConfig, first_id: u32) -> String {
+    match layer {
+        Layer::Namespaces => namespaces::DETAIL.to_owned(),
+        Layer::IdMap => format!("ids 0 to {} are host ids from {first_id}", id_map::RANGE - 1),
+        Layer::Network => match &sandbox.network {
+            None => "none: only a lo that is down".to_owned(),
+            Some(network) => format!(
+                "veth pair {} {} and {} {}",
+                network.kernel_veth_name,
+                network.kernel_ipv4_address,
+                network.child_veth_name,
+                network.child_ipv4_address
+            ),
+        },
+        Layer::Mounts => match &sandbox.chroot_dir {
+            None => "the zygote's view of the host".to_owned(),
+            Some(directory) => format!("read-only root {}", directory.display()),
+        },
+        Layer::Session => "own session, empty keyring, no core dumps".to_owned(),
+        Layer::DropCapabilities => "all five sets empty, securebits locked".to_owned(),
+        Layer::Setuid => format!("uid and gid {}", config::CHILD_ID),
+        Layer::NoNewPrivs => "execve gives no privileges".to_owned(),
+        Layer::Seccomp => "default-deny system-call filter".to_owned(),
+    }
+}

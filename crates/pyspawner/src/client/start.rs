@@ -1,0 +1,249 @@
+//! Starting a zygote: run the interpreter, tell it what to import, wait until it serves.
+
+use std::ffi::OsString;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Pid, PidfdFlags, child_subreaper, getpid, pidfd_open, set_child_subreaper};
+
+use super::process::Process;
+use super::{Client, Interrupt, channel_error, lock, wait_for};
+use crate::channel::{Channel, ChannelError, Received};
+use crate::error::{Error, StartError, Status};
+use crate::protocol::{FromZygote, ProtocolError, Start, ToZygote};
+use crate::sys::command::isolate;
+
+/// Bytes of a placeholder argument: room for the process names that ps and top show.
+const TITLE_ROOM: usize = 1024;
+
+/// The most of a dying interpreter's standard error that goes into an exception, in bytes.
+const MAX_STDERR: u64 = 64 * 1024;
+
+/// Being a child subreaper is a property of the whole process, so only one zygote is handed over at a time.
+static SUBREAPER: Mutex<()> = Mutex::new(());
+
+/// How to start a zygote.
+#[derive(Clone, Debug)]
+pub struct StartOptions {
+    /// The interpreter.
+    pub executable: PathBuf,
+    /// Its arguments. The number of the zygote's socket and a placeholder for the process title follow them.
+    pub arguments: Vec<OsString>,
+    /// The zygote's and every child's whole environment.
+    pub environment: Vec<(OsString, OsString)>,
+    /// `package.module.function`.
+    pub child_main: String,
+    /// Modules to import, in order.
+    pub preload_imports: Vec<String>,
+    /// The caller's `sys.path`; `None` keeps the interpreter's own.
+    pub sys_path: Option<Vec<Vec<u8>>>,
+}
+
+impl Client {
+    /// Starts a zygote and waits until it serves.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`] when the interpreter does not run, an import fails or `child_main` is no function; no process is left then.
+    pub fn start(options: StartOptions, interrupt: Interrupt<'_>) -> Result<Self, Error> {
+        let caller_pidfd = pidfd_open(getpid(), PidfdFlags::empty()).map_err(Error::io("pidfd_open"))?;
+        let (ours, theirs) = Channel::pair().map_err(Error::io("socketpair"))?;
+        let mut youth =
+            Youth { errors: None, process: None, watchdog: None, connection: ours, importing: None };
+        match youth.raise(options, theirs, &caller_pidfd, interrupt) {
+            Ok((zygote, watchdog, threads)) => Ok(Self {
+                owner: std::process::id(),
+                connection: Mutex::new(Some(youth.connection)),
+                zygote,
+                watchdog,
+                threads,
+                unborn: Mutex::default(),
+            }),
+            Err(error) => {
+                youth.connection.shut_down();
+                for process in [youth.process, youth.watchdog].into_iter().flatten() {
+                    process.kill();
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+/// A zygote that does not serve yet.
+struct Youth {
+    connection: Channel,
+    /// The interpreter's standard error, until it has introduced itself.
+    errors: Option<OwnedFd>,
+    process: Option<Process>,
+    watchdog: Option<Process>,
+    importing: Option<String>,
+}
+
+type Grown = (Process, Process, Vec<(String, Vec<String>)>);
+
+impl Youth {
+    fn raise(
+        &mut self,
+        options: StartOptions,
+        theirs: Channel,
+        caller_pidfd: &OwnedFd,
+        interrupt: Interrupt<'_>,
+    ) -> Result<Grown, Error> {
+        let executable = options.executable.clone();
+        self.run(&options, &theirs)?;
+        drop(theirs);
+        let start = ToZygote::Start(Start {
+            caller: getpid().as_raw_nonzero().get(),
+            child_main: options.child_main,
+            preload_imports: options.preload_imports,
+            sys_path: options.sys_path,
+        });
+        let (stdout, stderr) = (own_output(1)?, own_output(2)?);
+        match self.connection.send(&start, &[caller_pidfd.as_fd(), stdout.as_fd(), stderr.as_fd()]) {
+            // It died at once. The reason is found below, where everything else is.
+            Ok(()) | Err(ChannelError::Io(_)) => {}
+            Err(ChannelError::Protocol(error)) => return Err(error.into()),
+        }
+        loop {
+            let Some(received) = self.next_message(&executable, interrupt)? else {
+                return Err(self.obituary(executable).into());
+            };
+            match received.message {
+                FromZygote::Hello { watchdog } => {
+                    let (_, [pidfd]) = received.with().map_err(channel_error)?;
+                    self.watchdog = Some(Process::new(watchdog, pidfd));
+                    self.errors = None;
+                    self.importing = Some(String::new());
+                }
+                FromZygote::Importing { module } => self.importing = Some(module),
+                FromZygote::Failed { summary, traceback } => {
+                    return Err(StartError::Import { summary, traceback }.into());
+                }
+                FromZygote::HandOver => {
+                    let received = self.adopt(&executable, interrupt)?;
+                    let Some(received) = received else { return Err(self.obituary(executable).into()) };
+                    return self.grown(received);
+                }
+                FromZygote::Ready { .. } => return self.grown(received),
+            }
+        }
+    }
+
+    /// Runs the interpreter. It knows of nothing but its socket, an empty standard input, and pipes to us for the rest.
+    fn run(&mut self, options: &StartOptions, theirs: &Channel) -> Result<(), Error> {
+        let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(Error::io("pipe"));
+        let (empty, _) = pipe()?;
+        let (errors, stderr) = pipe()?;
+        let stdout = stderr.try_clone().map_err(|source| Error::Io { doing: "dup", source })?;
+        let mut command = Command::new(&options.executable);
+        command
+            .args(&options.arguments)
+            .arg(theirs.as_fd().as_raw_fd().to_string())
+            .arg(".".repeat(TITLE_ROOM));
+        command.env_clear().envs(options.environment.iter().map(|(key, value)| (key, value)));
+        command.stdin(Stdio::from(empty)).stdout(Stdio::from(stdout)).stderr(Stdio::from(stderr));
+        isolate(&mut command, theirs.as_fd());
+        let child = command
+            .spawn()
+            .map_err(|source| StartError::Execute { executable: options.executable.clone(), source })?;
+        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+        // Nobody has reaped it: `child` does not when it is dropped, and it cannot have been waited for by number yet, or pidfd_open says so.
+        let pid = pid.ok_or(Error::Closed)?;
+        let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(Error::io("pidfd_open"))?;
+        self.process = Some(Process::new(pid.as_raw_nonzero().get(), pidfd));
+        self.errors = Some(errors);
+        Ok(())
+    }
+
+    /// `None` when the zygote has ended.
+    fn next_message(
+        &self,
+        executable: &PathBuf,
+        interrupt: Interrupt<'_>,
+    ) -> Result<Option<Received<FromZygote>>, Error> {
+        wait_for([self.connection.as_fd()], interrupt)?;
+        match self.connection.recv() {
+            Err(ChannelError::Protocol(ProtocolError::Version { .. })) => {
+                Err(StartError::Version { executable: executable.clone() }.into())
+            }
+            other => other.map_err(channel_error),
+        }
+    }
+
+    /// Adopts the zygote's second generation: it is our grandchild, and becomes our child when the first ends.
+    fn adopt(
+        &mut self,
+        executable: &PathBuf,
+        interrupt: Interrupt<'_>,
+    ) -> Result<Option<Received<FromZygote>>, Error> {
+        let _turn = lock(&SUBREAPER);
+        let was = child_subreaper().map_err(Error::io("prctl(PR_GET_CHILD_SUBREAPER)"))?;
+        set_child_subreaper(Some(getpid())).map_err(Error::io("prctl(PR_SET_CHILD_SUBREAPER)"))?;
+        let ready = match self.connection.send(&ToZygote::Proceed, &[]) {
+            Ok(()) => self.next_message(executable, interrupt),
+            Err(error) => Err(channel_error(error)),
+        };
+        let restored = set_child_subreaper(was).map_err(Error::io("prctl(PR_SET_CHILD_SUBREAPER)"));
+        let ready = ready?;
+        restored?;
+        if matches!(ready, Some(Received { message: FromZygote::Ready { .. }, .. })) {
+            // The first generation has ended: the second said so by being ready.
+            if let Some(first) = self.process.take() {
+                first.reap();
+            }
+        }
+        Ok(ready)
+    }
+
+    fn grown(&mut self, received: Received<FromZygote>) -> Result<Grown, Error> {
+        match received.with().map_err(channel_error)? {
+            (FromZygote::Ready { pid, threads }, [pidfd]) => {
+                let zygote = Process::new(pid, pidfd);
+                let watchdog =
+                    self.watchdog.take().ok_or(ProtocolError::OutOfOrder { waiting_for: "hello" })?;
+                self.process = None;
+                Ok((zygote, watchdog, threads))
+            }
+            (FromZygote::Failed { summary, traceback }, _) => {
+                Err(StartError::Import { summary, traceback }.into())
+            }
+            _ => Err(ProtocolError::OutOfOrder { waiting_for: "ready" }.into()),
+        }
+    }
+
+    /// Why a zygote ended without a word.
+    fn obituary(&mut self, executable: PathBuf) -> StartError {
+        let status = self.process.take().and_then(|process| process.reap()).unwrap_or(Status(0));
+        match (self.importing.take(), self.errors.take()) {
+            (Some(module), _) => StartError::DiedImporting { module, status },
+            (None, errors) => {
+                let mut stderr = Vec::new();
+                if let Some(errors) = errors {
+                    let _ = std::fs::File::from(errors).take(MAX_STDERR).read_to_end(&mut stderr);
+                }
+                StartError::Silent {
+                    executable,
+                    status,
+                    stderr: String::from_utf8_lossy(&stderr).into_owned(),
+                }
+            }
+        }
+    }
+}
+
+/// The caller's own standard output or error, for the zygote to inherit; /dev/null where the caller has none.
+fn own_output(number: i32) -> Result<OwnedFd, Error> {
+    // The descriptor may be closed or replaced by the caller at any time: only its copy is ours.
+    let copy = match number {
+        1 => rustix::io::fcntl_dupfd_cloexec(io::stdout(), 3),
+        _ => rustix::io::fcntl_dupfd_cloexec(io::stderr(), 3),
+    };
+    copy.or_else(|_| rustix::fs::open("/dev/null", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()))
+        .map_err(Error::io("open /dev/null"))
+}

@@ -1,0 +1,331 @@
+//! The private protocol between caller, zygote, watchdog and child: one frame is one `SOCK_SEQPACKET` message.
+//!
+//! A frame is a magic, a version and a postcard body. Descriptors travel beside it (`SCM_RIGHTS`), and every message
+//! knows how many belong to it. Whatever arrives ends in a message or in a [`ProtocolError`], never in a panic.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::error::Failure;
+use crate::layer::Layer;
+
+/// The first bytes of every frame.
+const MAGIC: [u8; 4] = *b"pysp";
+
+/// Rises with every change of a message. Both ends must have the same.
+pub const VERSION: u16 = 1;
+
+/// Bytes before the body.
+const HEADER: usize = MAGIC.len() + size_of::<u16>();
+
+/// A frame that is not one of ours.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProtocolError {
+    /// Shorter than its header, or cut short by the kernel.
+    #[error("frame of {length} bytes is cut short")]
+    Truncated {
+        /// The bytes that arrived.
+        length: usize,
+    },
+    /// Longer than this message can be.
+    #[error("frame of {length} bytes is longer than the limit of {limit}")]
+    Oversized {
+        /// The frame's length.
+        length: usize,
+        /// The longest that is allowed.
+        limit: usize,
+    },
+    /// Not our magic.
+    #[error("frame does not start with pyspawner's magic")]
+    Magic,
+    /// Another version of pyspawner is at the other end.
+    #[error("the other end speaks version {theirs} of the protocol and not {VERSION}")]
+    Version {
+        /// The version at the other end.
+        theirs: u16,
+    },
+    /// The body is no message of this type.
+    #[error("malformed body: {0}")]
+    Body(#[from] postcard::Error),
+    /// Bytes after the message.
+    #[error("{extra} bytes follow the message")]
+    TrailingBytes {
+        /// How many.
+        extra: usize,
+    },
+    /// More or fewer descriptors than the message has.
+    #[error("message came with {got} file descriptors and not {expected}")]
+    DescriptorCount {
+        /// How many belong to this message.
+        expected: usize,
+        /// How many arrived.
+        got: usize,
+    },
+    /// A message that makes no sense at this point of the conversation.
+    #[error("unexpected message while {waiting_for}")]
+    OutOfOrder {
+        /// What the receiver was waiting for.
+        waiting_for: &'static str,
+    },
+}
+
+/// A message and what belongs to it.
+pub trait Message: Serialize + DeserializeOwned {
+    /// The longest frame of this type, in bytes.
+    const MAX_FRAME: usize;
+
+    /// How many descriptors travel with this message.
+    fn descriptors(&self) -> usize;
+}
+
+/// The longest frame of all.
+const LARGE: usize = 128 * 1024;
+
+/// The longest traceback that fits a frame, in bytes.
+pub const MAX_TRACEBACK: usize = LARGE / 2;
+
+/// Caller to zygote, on the zygote's socket, until the zygote is ready.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToZygote {
+    /// The first message. With it: the caller's pidfd, its standard output, its standard error.
+    Start(Start),
+    /// Answer to [`FromZygote::HandOver`]: the caller is a child subreaper now.
+    Proceed,
+}
+
+/// What the zygote is to import and run.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Start {
+    /// The caller's pid, in the pid namespace that it shares with the zygote.
+    pub caller: i32,
+    /// `package.module.function`.
+    pub child_main: String,
+    /// Modules to import, in order.
+    pub preload_imports: Vec<String>,
+    /// The caller's `sys.path`, as bytes of the filesystem encoding; `None` keeps the zygote's own.
+    pub sys_path: Option<Vec<Vec<u8>>>,
+}
+
+impl Message for ToZygote {
+    const MAX_FRAME: usize = LARGE;
+
+    fn descriptors(&self) -> usize {
+        match self {
+            Self::Start(_) => 3,
+            Self::Proceed => 0,
+        }
+    }
+}
+
+/// Caller to zygote, on the zygote's socket, from then on: clone a child. With it: one end of the child's private socket, whose
+/// other end the caller keeps. The zygote never learns anything about a child but this: what it does not know, no later child
+/// can find in its memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spawn;
+
+impl Message for Spawn {
+    const MAX_FRAME: usize = 64;
+
+    fn descriptors(&self) -> usize {
+        1
+    }
+}
+
+/// Zygote to caller, on the zygote's socket, until it is ready.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromZygote {
+    /// The interpreter is up. With it: the watchdog's pidfd.
+    Hello {
+        /// The watchdog's pid.
+        watchdog: i32,
+    },
+    /// The import of a module begins.
+    Importing {
+        /// Its name.
+        module: String,
+    },
+    /// An import failed, or `child_main` is not what it should be.
+    Failed {
+        /// One line for people.
+        summary: String,
+        /// The whole traceback.
+        traceback: String,
+    },
+    /// The zygote is about to fork itself, to leave the threads of its imports behind.
+    HandOver,
+    /// The zygote serves. With it: its pidfd.
+    Ready {
+        /// The serving zygote's pid.
+        pid: i32,
+        /// The threads that imports started, as `(module, thread names)`.
+        threads: Vec<(String, Vec<String>)>,
+    },
+}
+
+impl Message for FromZygote {
+    const MAX_FRAME: usize = LARGE;
+
+    fn descriptors(&self) -> usize {
+        match self {
+            Self::Hello { .. } | Self::Ready { .. } => 1,
+            Self::Importing { .. } | Self::Failed { .. } | Self::HandOver => 0,
+        }
+    }
+}
+
+/// Caller to child, on the child's private socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Order {
+    /// Enter the sandbox. With it: the mount to become the root, when there is one.
+    Enter(Orders),
+    /// Run `child_main`. With it: stdin, stdout, stderr and the memfd of the pickled args.
+    Run {
+        /// The name for `comm` and the command line.
+        process_name: Option<String>,
+    },
+}
+
+/// The sandbox of one child, computed by the caller.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Orders {
+    /// A mount to become the root comes with the message.
+    pub chroot: bool,
+    /// The child's half of the network.
+    pub network: Option<ChildNetwork>,
+    /// The optional layers that are on.
+    pub optional_layers: Vec<Layer>,
+}
+
+/// The child's half of the veth pair.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChildNetwork {
+    /// The interface's name in the child.
+    pub interface: String,
+    /// The child's address.
+    pub address: [u8; 4],
+    /// The caller's address.
+    pub gateway: [u8; 4],
+}
+
+impl Message for Order {
+    const MAX_FRAME: usize = 8 * 1024;
+
+    fn descriptors(&self) -> usize {
+        match self {
+            Self::Enter(orders) => usize::from(orders.chroot),
+            Self::Run { .. } => 4,
+        }
+    }
+}
+
+/// To the caller, on the child's private socket: from the zygote until [`Report::Spawned`], from the child after.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Report {
+    /// The child's first act. The kernel adds its pid (`SCM_CREDENTIALS`), so that no child is lost when the zygote is
+    /// killed between the clone and its own report.
+    Born,
+    /// From the zygote: the child waits for its orders. With it: the child's pidfd.
+    Spawned {
+        /// The child's pid as the caller sees it.
+        pid: i32,
+        /// The first host id of the child's range.
+        first_id: u32,
+    },
+    /// From the zygote: no child, or one that must be reaped.
+    NotSpawned {
+        /// The layer that failed.
+        failure: Failure,
+        /// The killed child.
+        pid: Option<i32>,
+    },
+    /// From the child: these layers are on.
+    Entered {
+        /// In the order in which they were applied.
+        layers: Vec<Layer>,
+    },
+    /// From the child, its last words.
+    Failed(Failure),
+}
+
+impl Message for Report {
+    const MAX_FRAME: usize = 1024;
+
+    fn descriptors(&self) -> usize {
+        usize::from(matches!(self, Self::Spawned { .. }))
+    }
+}
+
+/// Zygote to watchdog and back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Watch {
+    /// From the zygote: kill this process when the caller dies. With it: its pidfd.
+    This,
+    /// From the watchdog: the answer to [`Watch::This`].
+    Watching,
+    /// From the watchdog: the process cannot be watched.
+    Refused {
+        /// What the kernel said.
+        errno: i32,
+    },
+}
+
+impl Message for Watch {
+    const MAX_FRAME: usize = 64;
+
+    fn descriptors(&self) -> usize {
+        usize::from(matches!(self, Self::This))
+    }
+}
+
+/// A message as a frame.
+///
+/// # Errors
+///
+/// [`ProtocolError::Oversized`] when the message is longer than its type allows.
+pub fn encode<M: Message>(message: &M) -> Result<Vec<u8>, ProtocolError> {
+    let mut frame = Vec::with_capacity(64);
+    frame.extend_from_slice(&MAGIC);
+    frame.extend_from_slice(&VERSION.to_le_bytes());
+    let frame = postcard::to_extend(message, frame)?;
+    if frame.len() > M::MAX_FRAME {
+        return Err(ProtocolError::Oversized { length: frame.len(), limit: M::MAX_FRAME });
+    }
+    Ok(frame)
+}
+
+/// A frame as a message.
+///
+/// # Errors
+///
+/// Anything that is not exactly one frame of this type.
+pub fn decode<M: Message>(frame: &[u8]) -> Result<M, ProtocolError> {
+    if frame.len() > M::MAX_FRAME {
+        return Err(ProtocolError::Oversized { length: frame.len(), limit: M::MAX_FRAME });
+    }
+    let (header, body) =
+        frame.split_at_checked(HEADER).ok_or(ProtocolError::Truncated { length: frame.len() })?;
+    let (magic, version) = header.split_at(MAGIC.len());
+    if magic != MAGIC {
+        return Err(ProtocolError::Magic);
+    }
+    let theirs = u16::from_le_bytes([version[0], version[1]]);
+    if theirs != VERSION {
+        return Err(ProtocolError::Version { theirs });
+    }
+    let (message, rest) = postcard::take_from_bytes(body)?;
+    if !rest.is_empty() {
+        return Err(ProtocolError::TrailingBytes { extra: rest.len() });
+    }
+    Ok(message)
+}
+
+/// Checks that a message came with its descriptors.
+///
+/// # Errors
+///
+/// [`ProtocolError::DescriptorCount`].
+pub fn check_descriptors<M: Message>(message: &M, got: usize) -> Result<(), ProtocolError> {
+    let expected = message.descriptors();
+    if expected == got { Ok(()) } else { Err(ProtocolError::DescriptorCount { expected, got }) }
+}

@@ -1,0 +1,127 @@
+//! Layer `id_map`: every living child has its own 65,536 host ids, so that no two children, and no child and the host,
+//! share a uid anywhere: not on files, not for kill(2), not for per-user limits and keyrings.
+//!
+//! The parent's half: the zygote writes the maps; user_namespaces(7).
+
+use std::collections::hash_map::DefaultHasher;
+use std::fs::{self, File};
+use std::hash::{Hash, Hasher};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::thread::Gid;
+
+use crate::error::{FailAt, Failure, Step};
+use crate::layer::Layer;
+use crate::sys::kernel::process_exists;
+
+/// Ids in the range of one child.
+pub const RANGE: u32 = 65_536;
+
+/// Ranges from 65,536 upwards that lie wholly below the reserved last id.
+const RANGES: u32 = u32::MAX / RANGE - 1;
+
+/// Chooses ranges without asking anybody: pids are unique among the living, so a range that follows from the pid is too. A pid
+/// namespace of its own (another container on this host) starts elsewhere, by its inode.
+#[derive(Debug)]
+pub struct IdRanges {
+    proc: File,
+    offset: u32,
+    pid_max: u32,
+}
+
+impl IdRanges {
+    /// Reads what the choice depends on.
+    ///
+    /// # Errors
+    ///
+    /// An unreadable `/proc`.
+    pub fn new() -> io::Result<Self> {
+        let mut hasher = DefaultHasher::new();
+        fs::metadata("/proc/self/ns/pid")?.ino().hash(&mut hasher);
+        let offset = u32::try_from(hasher.finish() % u64::from(RANGES)).unwrap_or_default();
+        let pid_max = fs::read_to_string("/proc/sys/kernel/pid_max")?.trim().parse().unwrap_or(u32::MAX);
+        Ok(Self { proc: File::open("/proc")?, offset, pid_max })
+    }
+
+    /// The first host id of the range of the child `pid`.
+    fn first_id(&self, pid: u32) -> u32 {
+        (1 + (pid + self.offset) % RANGES) * RANGE
+    }
+
+    /// Whether the range of `pid` may belong to another living process. Only where `kernel.pid_max` is above the number of
+    /// ranges can two living pids share one.
+    #[must_use]
+    pub fn is_shared(&self, pid: u32) -> bool {
+        let first = pid % RANGES;
+        (first..self.pid_max)
+            .step_by(RANGES as usize)
+            .any(|other| other != pid && other != 0 && i32::try_from(other).is_ok_and(process_exists))
+    }
+
+    /// Writes the maps of the child `pid` and returns the first host id of its range. `setgroups` is denied before the gid map is
+    /// written, for good: the supplementary groups are already gone.
+    ///
+    /// # Errors
+    ///
+    /// `EPERM` without the capabilities to map foreign ids; `ESRCH` or `ENOENT` when the child is dead.
+    pub fn write(&self, pid: i32) -> Result<u32, Failure> {
+        let first = self.first_id(pid.unsigned_abs());
+        let map = format!("0 {first} {RANGE}\n");
+        self.write_file(pid, "uid_map", &map).fail_at(Layer::IdMap, Step::WriteUidMap)?;
+        self.write_file(pid, "setgroups", "deny").fail_at(Layer::IdMap, Step::DenySetgroups)?;
+        self.write_file(pid, "gid_map", &map).fail_at(Layer::IdMap, Step::WriteGidMap)?;
+        Ok(first)
+    }
+
+    /// Relative to `/proc` as it was opened, so that no mount over it can redirect us.
+    fn write_file(&self, pid: i32, name: &str, text: &str) -> rustix::io::Result<()> {
+        let path = format!("{pid}/{name}");
+        let file =
+            rustix::fs::openat(self.proc.as_fd(), path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+                // A child that died meanwhile has no directory any more.
+                .map_err(|errno| if errno == Errno::NOENT { Errno::SRCH } else { errno })?;
+        rustix::io::write(&file, text.as_bytes()).map(drop)
+    }
+}
+
+/// Drops the zygote's supplementary groups, once: every child inherits none.
+///
+/// # Errors
+///
+/// `EPERM` without `CAP_SETGID`.
+pub fn drop_supplementary_groups() -> Result<(), Failure> {
+    let none: [Gid; 0] = [];
+    rustix::thread::set_thread_groups(&none).fail_at(Layer::IdMap, Step::DropGroups)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ranges(offset: u32, pid_max: u32) -> IdRanges {
+        IdRanges { proc: File::open("/proc").expect("/proc"), offset, pid_max }
+    }
+
+    #[test]
+    fn ranges_of_neighbouring_pids_do_not_overlap_and_stay_clear_of_host_users() {
+        for offset in [0, 1, RANGES - 1] {
+            let ranges = ranges(offset, 65_536);
+            let mut firsts: Vec<u32> = (1..=RANGES).map(|pid| ranges.first_id(pid)).collect();
+            assert!(firsts.iter().all(|first| *first >= RANGE && first.checked_add(RANGE).is_some()));
+            firsts.sort_unstable();
+            assert!(firsts.windows(2).all(|pair| pair[1] - pair[0] >= RANGE));
+        }
+    }
+
+    #[test]
+    fn a_living_process_whose_pid_shares_the_range_is_noticed() {
+        let me = std::process::id();
+        let ranges = ranges(0, me + RANGES + 1);
+        assert!(ranges.is_shared(me + RANGES), "this process is alive and has the same range");
+        assert!(!ranges.is_shared(me), "nobody but this process itself");
+    }
+}

@@ -1,0 +1,106 @@
+//! `clone3` of the calling process: fork(2) with namespaces, a pidfd, and the caller's own parent.
+
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::ptr;
+
+use rustix::io::{Errno, Result};
+
+use super::check;
+
+/// The namespaces of a child. Values from `linux/sched.h`; the `libc` crate's are of a signed type and partly wrong.
+pub(crate) const CHILD_NAMESPACES: u64 = 0x1000_0000 // CLONE_NEWUSER
+    | 0x2000_0000 // CLONE_NEWPID
+    | 0x0002_0000 // CLONE_NEWNS
+    | 0x4000_0000 // CLONE_NEWNET
+    | 0x0800_0000 // CLONE_NEWIPC
+    | 0x0400_0000 // CLONE_NEWUTS
+    | 0x0200_0000; // CLONE_NEWCGROUP
+
+const CLONE_PIDFD: u64 = 0x1000;
+const CLONE_PARENT: u64 = 0x8000;
+const CLONE_CHILD_CLEARTID: u64 = 0x0020_0000;
+const CLONE_CHILD_SETTID: u64 = 0x0100_0000;
+
+/// `struct clone_args` up to Linux 5.5, as in clone(2).
+#[repr(C)]
+#[derive(Default)]
+struct CloneArgs {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+}
+
+/// Which of the two processes this is.
+pub(crate) enum Cloned {
+    Parent { pid: i32, pidfd: OwnedFd },
+    Child,
+}
+
+/// What glibc keeps about the calling thread and the kernel does not copy on a raw clone: the address of its cached
+/// thread id (recursive mutexes compare it) and its list of robust mutexes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ThreadFacts {
+    tid_address: u64,
+    robust_list: usize,
+    robust_list_size: usize,
+}
+
+impl ThreadFacts {
+    /// Asks the kernel what glibc told it about the calling thread.
+    pub(crate) fn of_this_thread() -> Result<Self> {
+        let mut tid_address: *mut libc::c_int = ptr::null_mut();
+        // SAFETY: PR_GET_TID_ADDRESS writes one pointer to the given address, which is a live local.
+        check(unsafe { libc::prctl(libc::PR_GET_TID_ADDRESS, &raw mut tid_address, 0, 0, 0) }.into())?;
+        if tid_address.is_null() {
+            return Err(Errno::NOSYS);
+        }
+        let mut robust_list: *mut libc::c_void = ptr::null_mut();
+        let mut robust_list_size: libc::size_t = 0;
+        // SAFETY: the kernel writes one pointer and one length to live locals; pid 0 is the calling thread.
+        check(unsafe {
+            libc::syscall(libc::SYS_get_robust_list, 0, &raw mut robust_list, &raw mut robust_list_size)
+        })?;
+        Ok(Self { tid_address: tid_address as u64, robust_list: robust_list as usize, robust_list_size })
+    }
+
+    fn restore_robust_list(self) {
+        if self.robust_list != 0 {
+            // SAFETY: the address is the one that glibc registered for this very thread, whose memory was copied as is.
+            unsafe { libc::syscall(libc::SYS_set_robust_list, self.robust_list, self.robust_list_size) };
+        }
+    }
+}
+
+/// Clones the calling process into `namespaces` as a sibling: its parent is the caller's parent, and its exit signal the
+/// caller's own (with `CLONE_PARENT` the kernel wants `exit_signal` 0). See clone(2).
+///
+/// # Safety
+///
+/// The calling process must be single-threaded: a lock that another thread holds would stay held in the copy for ever.
+pub(crate) unsafe fn clone_sibling(namespaces: u64, thread: ThreadFacts) -> Result<Cloned> {
+    let mut pidfd: RawFd = -1;
+    let args = CloneArgs {
+        flags: namespaces | CLONE_PARENT | CLONE_PIDFD | CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID,
+        pidfd: (&raw mut pidfd) as u64,
+        child_tid: thread.tid_address,
+        ..CloneArgs::default()
+    };
+    // SAFETY: no CLONE_VM and no new stack, so both processes go on here, each with its own copy of everything; the
+    // caller vouches that no other thread exists. The kernel writes one descriptor to `pidfd`, and the child's thread id
+    // to the place where glibc expects it.
+    let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) })?;
+    if pid == 0 {
+        thread.restore_robust_list();
+        return Ok(Cloned::Child);
+    }
+    // SAFETY: clone3 succeeded, so it wrote a new descriptor that nobody else owns.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    Ok(Cloned::Parent { pid: i32::try_from(pid).map_err(|_| Errno::OVERFLOW)?, pidfd })
+}

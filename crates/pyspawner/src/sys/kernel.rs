@@ -1,0 +1,141 @@
+//! Small system calls without a safe face in rustix.
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, AsRawFd};
+
+use rustix::io::{Errno, Result};
+
+use super::check;
+
+/// `struct mount_attr` of mount_setattr(2).
+#[repr(C)]
+#[derive(Default)]
+struct MountAttr {
+    attr_set: u64,
+    attr_clr: u64,
+    propagation: u64,
+    userns_fd: u64,
+}
+
+const MOUNT_ATTR_RDONLY: u64 = 0x1;
+const MOUNT_ATTR_NOSUID: u64 = 0x2;
+const MOUNT_ATTR_NODEV: u64 = 0x4;
+const AT_RECURSIVE: libc::c_int = 0x8000;
+
+/// Makes a tree of mounts read-only, nosuid, nodev and private, every mount in it.
+///
+/// # Errors
+///
+/// `ENOSYS` before Linux 5.12; else what mount_setattr(2) said.
+pub(crate) fn lock_mount_tree(mount: impl AsFd) -> Result<()> {
+    let attributes = MountAttr {
+        attr_set: MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV,
+        propagation: libc::MS_PRIVATE,
+        ..MountAttr::default()
+    };
+    // SAFETY: an empty path with AT_EMPTY_PATH is a static string, and the struct is live and of the size given.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | AT_RECURSIVE,
+            &raw const attributes,
+            size_of::<MountAttr>(),
+        )
+    })
+    .map(drop)
+}
+
+/// Leaves the caller's session keyring for a new, empty, anonymous one; keyctl(2).
+///
+/// # Errors
+///
+/// `ENOSYS` where the kernel has no keyrings; else what keyctl(2) said.
+pub(crate) fn join_new_session_keyring() -> Result<()> {
+    const KEYCTL_JOIN_SESSION_KEYRING: libc::c_long = 1;
+    // SAFETY: a null name asks for an anonymous keyring; no memory is passed.
+    check(unsafe {
+        libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>())
+    })
+    .map(drop)
+}
+
+/// Drops every capability that the kernel knows from the bounding set; capabilities(7).
+///
+/// # Errors
+///
+/// What prctl(2) said about a capability that exists.
+pub(crate) fn drop_bounding_set() -> Result<()> {
+    for capability in 0..64_u64 {
+        // SAFETY: PR_CAPBSET_DROP takes a number and touches no memory.
+        match check(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) }.into()) {
+            Ok(_) => {}
+            // The first number after CAP_LAST_CAP. Capability 0 always exists.
+            Err(Errno::INVAL) if capability > 0 => return Ok(()),
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+/// One instruction of classic BPF, as the kernel has it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Instruction {
+    /// Operation.
+    pub code: u16,
+    /// Instructions to skip when a comparison holds.
+    pub jt: u8,
+    /// Instructions to skip when it does not.
+    pub jf: u8,
+    /// Operand.
+    pub k: u32,
+}
+
+/// Installs a system-call filter on the calling thread; seccomp(2).
+///
+/// # Errors
+///
+/// `EACCES` without `no_new_privs` and without `CAP_SYS_ADMIN`; else what seccomp(2) said.
+pub(crate) fn install_filter(filter: &[Instruction]) -> Result<()> {
+    #[repr(C)]
+    struct Program {
+        length: libc::c_ushort,
+        filter: *const Instruction,
+    }
+    const SECCOMP_SET_MODE_FILTER: libc::c_long = 1;
+    let length = libc::c_ushort::try_from(filter.len()).map_err(|_| Errno::TOOBIG)?;
+    let program = Program { length, filter: filter.as_ptr() };
+    // SAFETY: `Program` has the layout of `struct sock_fprog`; the slice outlives the call, and the kernel copies it.
+    check(unsafe { libc::syscall(libc::SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &raw const program) })
+        .map(drop)
+}
+
+/// Ends the process at once: no destructor, no buffer, no handler.
+pub(crate) fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit(2) does not return and touches no memory of ours.
+    unsafe { libc::_exit(code) }
+}
+
+/// Blocks every signal that can be blocked.
+pub(crate) fn block_all_signals() {
+    let mut all = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigfillset initialises the set before sigprocmask reads it.
+    unsafe {
+        libc::sigfillset(all.as_mut_ptr());
+        libc::sigprocmask(libc::SIG_SETMASK, all.as_ptr(), std::ptr::null_mut());
+    }
+}
+
+/// Whether a process of this pid exists; kill(2) with signal 0.
+pub(crate) fn process_exists(pid: i32) -> bool {
+    // SAFETY: signal 0 is only a check.
+    unsafe { libc::kill(pid, 0) == 0 || *libc::__errno_location() == libc::EPERM }
+}
+
+/// Sets `comm`, at most 15 bytes of it; see PR_SET_NAME in prctl(2).
+pub(crate) fn set_comm(name: &CStr) {
+    // The kernel truncates, and cannot fail with a valid pointer.
+    let _ = rustix::thread::set_name(name);
+}

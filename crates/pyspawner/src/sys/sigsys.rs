@@ -1,0 +1,88 @@
+//! The last words of a child whose system call was refused: one line on standard error, then death by SIGSYS.
+
+use std::mem;
+use std::ptr;
+use std::sync::OnceLock;
+
+use rustix::io::Result;
+
+use super::check;
+
+/// Numbers and names of the refused calls, sorted by number. Set in the zygote, before any clone.
+static NAMES: OnceLock<Vec<(u32, &'static str)>> = OnceLock::new();
+
+/// The fields of `siginfo_t` that `SECCOMP_RET_TRAP` fills; sigaction(2).
+#[repr(C)]
+struct SigsysInfo {
+    signal: libc::c_int,
+    errno: libc::c_int,
+    code: libc::c_int,
+    #[cfg(target_pointer_width = "64")]
+    padding: libc::c_int,
+    call_address: *const libc::c_void,
+    number: libc::c_int,
+    architecture: libc::c_uint,
+}
+
+/// Gives the handler its names. The first call counts.
+pub(crate) fn set_names(names: Vec<(u32, &'static str)>) {
+    let _ = NAMES.set(names);
+}
+
+/// Installs the handler in this process.
+///
+/// # Errors
+///
+/// What sigaction(2) said.
+pub(crate) fn install() -> Result<()> {
+    // SAFETY: zeroed is a valid sigaction; the handler is async-signal-safe (see there) and lives as long as the process.
+    unsafe {
+        let mut action: libc::sigaction = mem::zeroed();
+        action.sa_sigaction = handler as *const () as usize;
+        action.sa_flags = libc::SA_SIGINFO;
+        check(libc::sigaction(libc::SIGSYS, &raw const action, ptr::null_mut()).into())?;
+        let mut only_sigsys: libc::sigset_t = mem::zeroed();
+        libc::sigemptyset(&raw mut only_sigsys);
+        libc::sigaddset(&raw mut only_sigsys, libc::SIGSYS);
+        check(libc::sigprocmask(libc::SIG_UNBLOCK, &raw const only_sigsys, ptr::null_mut()).into()).map(drop)
+    }
+}
+
+/// Async-signal-safe: reads a table that no longer changes, writes, and makes one more call that the filter traps. SIGSYS is
+/// blocked while its handler runs, and a forced signal that is blocked kills, even pid 1 of a namespace.
+extern "C" fn handler(_signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
+    // SAFETY: the kernel passes a siginfo_t, whose SIGSYS fields lie as in `SigsysInfo`.
+    let number = unsafe { (*info.cast::<SigsysInfo>()).number };
+    let name = NAMES.get().and_then(|names| {
+        let number = u32::try_from(number).ok()?;
+        Some(names[names.binary_search_by_key(&number, |(number, _)| *number).ok()?].1)
+    });
+    let mut line = Line { bytes: [0; 128], length: 0 };
+    line.push(b"pyspawner: blocked system call ");
+    line.push(name.unwrap_or("of another architecture").as_bytes());
+    line.push(b"\n");
+    // SAFETY: writes initialised bytes of a local. The filter traps `unshare`; were there no filter, it does nothing with no
+    // flags, and the process ends below.
+    unsafe {
+        libc::write(2, line.bytes.as_ptr().cast(), line.length);
+        libc::syscall(libc::SYS_unshare, 0);
+        libc::kill(libc::getpid(), libc::SIGKILL);
+        libc::_exit(128 + libc::SIGSYS);
+    }
+}
+
+struct Line {
+    bytes: [u8; 128],
+    length: usize,
+}
+
+impl Line {
+    fn push(&mut self, text: &[u8]) {
+        for byte in text {
+            if let Some(slot) = self.bytes.get_mut(self.length) {
+                *slot = *byte;
+                self.length += 1;
+            }
+        }
+    }
+}

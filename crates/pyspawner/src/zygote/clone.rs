@@ -1,0 +1,241 @@
+//! The serve loop, and the moment of the clone: the fork guard.
+//!
+//! A clone's timeline: the caller sends one end of a private socket. The zygote clones itself; the child says that it is born and waits.
+//! The zygote writes its id map, has the watchdog watch it, reports it to the caller and forgets it. From then on caller and child speak
+//! alone: orders, sandbox, then stdin, stdout, stderr and args.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::process::{Signal, pidfd_send_signal};
+
+use crate::channel::Channel;
+use crate::error::{Failure, Step};
+use crate::layer::Layer;
+use crate::protocol::{Order, Report, Spawn};
+use crate::sandbox::{self, id_map, id_map::IdRanges, seccomp};
+use crate::sys::clone::{Cloned, ThreadFacts};
+use crate::sys::kernel::{exit_now, set_comm};
+use crate::sys::{descriptors, title::Title};
+
+use super::template::{self, Needs};
+use super::watchdog::Watchdog;
+use super::{ZygoteError, receive};
+
+/// What a child shows in ps and top when the caller gives it no name.
+const DEFAULT_PROCESS_NAME: &str = "pyspawner-child";
+
+/// The interpreter's own duties around a fork.
+pub trait ForkHooks {
+    /// Before the clone, in the zygote.
+    fn before(&mut self);
+    /// After it, in the zygote, whether it worked or not.
+    fn after_in_parent(&mut self);
+    /// After it, in the child, inside the sandbox.
+    fn after_in_child(&mut self);
+}
+
+/// How serving ended.
+#[derive(Debug)]
+pub enum Served {
+    /// This is the zygote, and the caller has closed its Client or is gone.
+    Closed,
+    /// This is a child, inside its sandbox.
+    Child(ChildStart),
+}
+
+/// What a child has to begin with, beside its standard streams.
+#[derive(Debug)]
+pub struct ChildStart {
+    /// The pickled args.
+    pub args: OwnedFd,
+}
+
+/// What every clone needs and no request changes.
+#[derive(Debug)]
+pub(super) struct Plan {
+    thread: ThreadFacts,
+    ranges: IdRanges,
+    /// What keeps every child from being made, found out before the first was asked for.
+    obstacle: Option<Failure>,
+}
+
+impl Plan {
+    pub(super) fn new(needs: &Needs) -> Result<Self, ZygoteError> {
+        seccomp::plan();
+        let thread =
+            ThreadFacts::of_this_thread().map_err(ZygoteError::io("asking for the thread id's address"))?;
+        let ranges = IdRanges::new().map_err(ZygoteError::io("reading /proc"))?;
+        let obstacle = id_map::drop_supplementary_groups().and_then(|()| template::prepare(needs)).err();
+        Ok(Self { thread, ranges, obstacle })
+    }
+}
+
+/// The zygote as it serves.
+#[derive(Debug)]
+pub struct Zygote {
+    channel: Channel,
+    watchdog: Watchdog,
+    title: Option<Title>,
+    plan: Plan,
+}
+
+impl Zygote {
+    pub(super) fn new(channel: Channel, watchdog: Watchdog, title: Option<Title>, plan: Plan) -> Self {
+        Self { channel, watchdog, title, plan }
+    }
+
+    /// Clones one child for each request, until the caller closes the connection. Returns in the zygote once, and once in every child.
+    ///
+    /// # Errors
+    ///
+    /// The watchdog or the connection broke. Children already made live on.
+    pub fn serve(self, hooks: &mut dyn ForkHooks) -> Result<Served, ZygoteError> {
+        loop {
+            let request = match receive::<Spawn>(&self.channel) {
+                Err(ZygoteError::CallerGone) => return Ok(Served::Closed),
+                other => other?,
+            };
+            // Without a descriptor left, the private socket is gone, and its other end tells the caller so.
+            let Ok((_, [private])) = request.with::<1>() else { continue };
+            let private = Channel::from(private);
+            if let Some(failure) = self.plan.obstacle {
+                report(&private, &Report::NotSpawned { failure, pid: None }, &[]);
+                continue;
+            }
+            hooks.before();
+            match self.clone() {
+                Ok(Cloned::Child) => {
+                    let start = self.become_child(private);
+                    hooks.after_in_child();
+                    return Ok(Served::Child(start));
+                }
+                Ok(Cloned::Parent { pid, pidfd }) => {
+                    hooks.after_in_parent();
+                    self.set_up(&private, pid, &pidfd)?;
+                }
+                Err(failure) => {
+                    hooks.after_in_parent();
+                    report(&private, &Report::NotSpawned { failure, pid: None }, &[]);
+                }
+            }
+        }
+    }
+
+    #[expect(unsafe_code, reason = "the fork guard")]
+    fn clone(&self) -> Result<Cloned, Failure> {
+        // SAFETY: single-threaded: `Boot::ready` counted the threads, and nothing that starts one has run since.
+        unsafe { sandbox::namespaces::clone_child(self.plan.thread) }
+    }
+
+    /// The parent's half: id map, watchdog, report.
+    fn set_up(&self, private: &Channel, pid: i32, pidfd: &OwnedFd) -> Result<(), ZygoteError> {
+        let prepared = if self.plan.ranges.is_shared(pid.unsigned_abs()) {
+            Err(Failure::new(Layer::IdMap, Step::ChooseIdRange, libc::EAGAIN))
+        } else {
+            self.plan.ranges.write(pid)
+        };
+        let watched = prepared.and_then(|first_id| match self.watchdog.watch(pidfd.as_fd()) {
+            Ok(()) => Ok(first_id),
+            Err(errno) => {
+                Err(Failure::new(Layer::Namespaces, Step::RegisterWithWatchdog, errno.raw_os_error()))
+            }
+        });
+        match watched {
+            Ok(first_id) => {
+                report(private, &Report::Spawned { pid, first_id }, &[pidfd.as_fd()]);
+                Ok(())
+            }
+            Err(failure) => {
+                // Only its parent, the caller, can reap it.
+                let _ = pidfd_send_signal(pidfd, Signal::KILL);
+                report(private, &Report::NotSpawned { failure, pid: Some(pid) }, &[]);
+                // A zygote without its watchdog would make children that outlive a crashed caller.
+                if failure.step == Step::RegisterWithWatchdog && failure.errno == Errno::PIPE.raw_os_error() {
+                    return Err(ZygoteError::io("the watchdog has died")(Errno::PIPE));
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// The child's half, from the clone to the inside of its sandbox. Any failure ends the process here.
+    #[expect(unsafe_code, reason = "the fork guard")]
+    fn become_child(self, private: Channel) -> ChildStart {
+        let guard = ExitOnUnwind;
+        let title = self.title;
+        std::mem::forget(self);
+        // SAFETY: the owners of the zygote's descriptors are forgotten on the line above; those of the interpreter's own are
+        // descriptors 0 to 2, which stay.
+        let closed = unsafe {
+            descriptors::close_all_except(&[
+                BorrowedFd::borrow_raw(0),
+                BorrowedFd::borrow_raw(1),
+                BorrowedFd::borrow_raw(2),
+                private.as_fd(),
+            ])
+        };
+        if let Err(errno) = closed {
+            fail(&private, Failure::new(Layer::Session, Step::CloseDescriptors, errno.raw_os_error()));
+        }
+        report(&private, &Report::Born, &[]);
+        let mut args = obey(&private, title);
+        // The private socket goes with its owner; after it only the standard streams and the args are open.
+        drop(private);
+        let args = args.pop().unwrap_or_else(|| exit_now(1));
+        std::mem::forget(guard);
+        ChildStart { args }
+    }
+}
+
+/// Receives the two orders and carries them out. Answers what is left of the second: the args.
+fn obey(private: &Channel, title: Option<Title>) -> Vec<OwnedFd> {
+    let (orders, chroot) = match private.recv::<Order>() {
+        Ok(Some(received)) => match (received.message, received.descriptors_lost, received.descriptors) {
+            (Order::Enter(orders), false, mut descriptors) => (orders, descriptors.pop()),
+            _ => fail(private, Failure::new(Layer::Namespaces, Step::ReceiveOrders, libc::EPROTO)),
+        },
+        // The caller is gone, or gave this child up.
+        _ => exit_now(1),
+    };
+    match sandbox::enter(&orders, chroot) {
+        Ok(layers) => report(private, &Report::Entered { layers }, &[]),
+        Err(failure) => fail(private, failure),
+    }
+    drop(orders);
+
+    let Ok(Some(received)) = private.recv::<Order>() else { exit_now(1) };
+    let Ok((Order::Run { process_name }, [stdin, stdout, stderr, args])) = received.with() else {
+        exit_now(1)
+    };
+    if descriptors::become_stdio(stdin, stdout, stderr).is_err() {
+        exit_now(1);
+    }
+    let name = process_name.as_deref().unwrap_or(DEFAULT_PROCESS_NAME);
+    set_comm(&CString::new(name).unwrap_or_default());
+    if let Some(title) = title {
+        title.set(name.as_bytes());
+    }
+    vec![args]
+}
+
+/// A child's last words.
+fn fail(private: &Channel, failure: Failure) -> ! {
+    report(private, &Report::Failed(failure), &[]);
+    exit_now(1)
+}
+
+/// A caller that is gone does not need the report.
+fn report(private: &Channel, message: &Report, descriptors: &[BorrowedFd<'_>]) {
+    let _ = private.send(message, descriptors);
+}
+
+/// A child never unwinds into the zygote's frames.
+struct ExitOnUnwind;
+
+impl Drop for ExitOnUnwind {
+    fn drop(&mut self) {
+        exit_now(1)
+    }
+}

@@ -1,0 +1,234 @@
+//! The zygote's side: from its first line to the children it clones.
+//!
+//! Who runs this: a Python interpreter that the caller started, with the caller's rights and none of its secrets. [`Boot`] is its youth,
+//! while it imports; [`Zygote`] its life as a single-threaded process that clones itself. It is copied into every child, so it learns
+//! nothing about any of them.
+
+mod clone;
+mod template;
+mod threads;
+mod watchdog;
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::process::{PidfdFlags, getpid, getppid, pidfd_open};
+
+use crate::channel::{Channel, ChannelError, Received};
+use crate::protocol::{FromZygote, MAX_TRACEBACK, Message, Start, ToZygote};
+use crate::sys::clone::ThreadFacts;
+use crate::sys::descriptors;
+use crate::sys::kernel::set_comm;
+use crate::sys::title::Title;
+
+use clone::Plan;
+pub use clone::{ChildStart, ForkHooks, Served, Zygote};
+pub use template::Needs;
+use threads::Census;
+use watchdog::Watchdog;
+
+/// Why the zygote gave up. Its standard error is where this goes: the caller may be gone.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ZygoteError {
+    /// A system call failed.
+    #[error("{doing}: {source}")]
+    Io {
+        /// What the zygote was doing.
+        doing: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The caller does not speak our protocol: another version of pyspawner, or not started by pyspawner at all.
+    #[error("the caller: {0}")]
+    Protocol(#[from] crate::protocol::ProtocolError),
+    /// The caller went away.
+    #[error("the caller closed the connection")]
+    CallerGone,
+    /// A thread is left that a clone would leave behind with its locks held.
+    #[error("cannot clone safely: threads are left after the fork: {}", .names.join(", "))]
+    Threads {
+        /// Their names.
+        names: Vec<String>,
+    },
+}
+
+impl ZygoteError {
+    fn io<E: Into<io::Error>>(doing: &'static str) -> impl FnOnce(E) -> Self {
+        move |error| Self::Io { doing, source: error.into() }
+    }
+
+    fn channel(doing: &'static str) -> impl FnOnce(ChannelError) -> Self {
+        move |error| match error {
+            ChannelError::Io(Errno::PIPE | Errno::CONNRESET) => Self::CallerGone,
+            ChannelError::Io(errno) => Self::Io { doing, source: errno.into() },
+            ChannelError::Protocol(error) => Self::Protocol(error),
+        }
+    }
+}
+
+/// The zygote while it imports.
+#[derive(Debug)]
+pub struct Boot {
+    channel: Channel,
+    start: Start,
+    watchdog: Watchdog,
+    title: Option<Title>,
+    census: Census,
+}
+
+impl Boot {
+    /// Takes the socket that the caller left open as `number`, learns what to do, and starts the watchdog.
+    ///
+    /// Until here the standard error is a pipe to the caller, so that nothing an interpreter says in its last moments is lost; from
+    /// here on, standard output and error are the caller's, and standard input is empty.
+    ///
+    /// # Errors
+    ///
+    /// Not started by this version of pyspawner; or the watchdog cannot be made.
+    pub fn begin(number: RawFd) -> Result<Self, ZygoteError> {
+        let channel = Channel::from(
+            descriptors::inherit(number).map_err(ZygoteError::io("taking the caller's socket"))?,
+        );
+        let (message, [caller, stdout, stderr]) =
+            receive::<ToZygote>(&channel)?.with().map_err(ZygoteError::channel("start"))?;
+        let ToZygote::Start(start) = message else {
+            return Err(out_of_order("waiting for the start message"));
+        };
+        let title = Title::find();
+        set_comm(c"pyspawner");
+        let thread =
+            ThreadFacts::of_this_thread().map_err(ZygoteError::io("asking for the thread id's address"))?;
+        let (watchdog, pid, pidfd) = Watchdog::start(caller, thread, title)?;
+        if let Some(title) = title {
+            title.set(b"pyspawner: zygote");
+        }
+        channel
+            .send(&FromZygote::Hello { watchdog: pid }, &[pidfd.as_fd()])
+            .map_err(ZygoteError::channel("hello"))?;
+        let empty = std::fs::File::open("/dev/null").map_err(ZygoteError::io("opening /dev/null"))?;
+        descriptors::become_stdio(&empty, &stdout, &stderr)
+            .map_err(ZygoteError::io("taking the caller's standard output"))?;
+        let census = Census::new().map_err(ZygoteError::io("listing threads"))?;
+        Ok(Self { channel, start, watchdog, title, census })
+    }
+
+    /// What the caller wants imported and run.
+    #[must_use]
+    pub fn start(&self) -> &Start {
+        &self.start
+    }
+
+    /// Tells the caller whose import begins, so that it can name it if it ends the process, and to whom threads belong from now on.
+    ///
+    /// # Errors
+    ///
+    /// The caller is gone.
+    pub fn importing(&mut self, module: &str) -> Result<(), ZygoteError> {
+        self.census.begin(module).map_err(ZygoteError::io("listing threads"))?;
+        self.tell(&FromZygote::Importing { module: module.to_owned() })
+    }
+
+    /// Tells the caller why there will be no zygote.
+    ///
+    /// # Errors
+    ///
+    /// The caller is gone.
+    pub fn failed(&self, summary: &str, traceback: &str) -> Result<(), ZygoteError> {
+        let tail = |text: &str, limit: usize| {
+            let mut from = text.len().saturating_sub(limit);
+            while !text.is_char_boundary(from) {
+                from += 1;
+            }
+            text[from..].to_owned()
+        };
+        self.tell(&FromZygote::Failed {
+            summary: tail(summary, MAX_TRACEBACK / 8),
+            traceback: tail(traceback, MAX_TRACEBACK),
+        })
+    }
+
+    /// Ends the imports. `true` when they left threads behind: then fork as Python does, so that every library's fork handlers run, and
+    /// go on in the child with [`Self::take_over`]. The caller adopts it meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// The caller is gone, or /proc is.
+    pub fn must_hand_over(&mut self) -> Result<bool, ZygoteError> {
+        self.census.end().map_err(ZygoteError::io("listing threads"))?;
+        if threads::names().map_err(ZygoteError::io("listing threads"))?.len() <= 1 {
+            return Ok(false);
+        }
+        self.tell(&FromZygote::HandOver)?;
+        match receive::<ToZygote>(&self.channel)?.message {
+            ToZygote::Proceed => Ok(true),
+            ToZygote::Start(_) => Err(out_of_order("waiting to hand over")),
+        }
+    }
+
+    /// In the fork: waits until its parent, `predecessor`, has ended and the caller is the parent. Then children cloned with `CLONE_PARENT`
+    /// are the caller's.
+    ///
+    /// # Errors
+    ///
+    /// The caller is not the parent: it cannot be a child subreaper.
+    pub fn take_over(&self, predecessor: RawFd) -> Result<(), ZygoteError> {
+        let doing = "waiting for the zygote's first generation";
+        let predecessor = descriptors::inherit(predecessor).map_err(ZygoteError::io(doing))?;
+        wait_readable(predecessor.as_fd()).map_err(ZygoteError::io(doing))?;
+        if getppid().is_none_or(|parent| parent.as_raw_nonzero().get() != self.start.caller) {
+            return Err(ZygoteError::CallerGone);
+        }
+        let pidfd = own_pidfd().map_err(ZygoteError::io(doing))?;
+        self.watchdog.watch(pidfd.as_fd()).map_err(ZygoteError::io(doing))
+    }
+
+    /// Ends the youth: hides what children may not see, says that it is ready, and is a zygote.
+    ///
+    /// # Errors
+    ///
+    /// A second thread is left; the caller is gone.
+    pub fn ready(self, needs: &Needs) -> Result<Zygote, ZygoteError> {
+        let refused = |error: ZygoteError, channel: &Channel| {
+            // The caller may be what is gone; the error goes to standard error either way.
+            let message = FromZygote::Failed { summary: error.to_string(), traceback: String::new() };
+            let _ = channel.send(&message, &[]);
+            error
+        };
+        let names = threads::names().map_err(ZygoteError::io("listing threads"))?;
+        if names.len() > 1 {
+            return Err(refused(ZygoteError::Threads { names }, &self.channel));
+        }
+        let pid = getpid().as_raw_nonzero().get();
+        let pidfd = own_pidfd().map_err(ZygoteError::io("opening an own pidfd"))?;
+        let plan = Plan::new(needs).map_err(|error| refused(error, &self.channel))?;
+        let threads = self.census.into_report();
+        self.channel
+            .send(&FromZygote::Ready { pid, threads }, &[pidfd.as_fd()])
+            .map_err(ZygoteError::channel("ready"))?;
+        Ok(Zygote::new(self.channel, self.watchdog, self.title, plan))
+    }
+
+    fn tell(&self, message: &FromZygote) -> Result<(), ZygoteError> {
+        self.channel.send(message, &[]).map_err(ZygoteError::channel("telling the caller"))
+    }
+}
+
+fn own_pidfd() -> rustix::io::Result<OwnedFd> {
+    pidfd_open(getpid(), PidfdFlags::empty())
+}
+
+fn wait_readable(descriptor: rustix::fd::BorrowedFd<'_>) -> rustix::io::Result<()> {
+    rustix::io::retry_on_intr(|| poll(&mut [PollFd::from_borrowed_fd(descriptor, PollFlags::IN)], None))
+        .map(drop)
+}
+
+fn receive<M: Message>(channel: &Channel) -> Result<Received<M>, ZygoteError> {
+    channel.recv().map_err(ZygoteError::channel("receiving"))?.ok_or(ZygoteError::CallerGone)
+}
+
+fn out_of_order(waiting_for: &'static str) -> ZygoteError {
+    crate::protocol::ProtocolError::OutOfOrder { waiting_for }.into()
+}

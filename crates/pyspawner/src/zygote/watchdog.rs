@@ -1,0 +1,148 @@
+//! The watchdog: when the caller dies without closing its Client, every child it started dies too, and so does the zygote.
+//!
+//! Who runs this: a copy of the zygote from before its imports, and a child of the caller. It holds the caller's pidfd, the zygote's and
+//! every child's, and may do one thing: SIGKILL by pidfd, which for pid 1 of a pid namespace ends everything in it. It is a
+//! process of its own because the zygote may be killed first, and because PR_SET_PDEATHSIG would fire when a mere *thread* of
+//! the caller ends. Closing a Client ends its watchdog first: children then live on.
+
+use std::collections::BTreeMap;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, pidfd_send_signal, setrlimit};
+
+use crate::channel::{Channel, ChannelError};
+use crate::protocol::Watch;
+use crate::sys::clone::{Cloned, ThreadFacts, clone_sibling};
+use crate::sys::kernel::{block_all_signals, exit_now, set_comm};
+use crate::sys::{descriptors, title::Title};
+
+use super::{ZygoteError, own_pidfd};
+
+/// The zygote's line to its watchdog.
+#[derive(Debug)]
+pub(super) struct Watchdog {
+    channel: Channel,
+}
+
+impl Watchdog {
+    /// Clones the watchdog off the young, still single-threaded zygote. Also answers its pid and pidfd.
+    #[expect(unsafe_code, reason = "the fork guard")]
+    pub(super) fn start(
+        caller: OwnedFd,
+        thread: ThreadFacts,
+        title: Option<Title>,
+    ) -> Result<(Self, i32, OwnedFd), ZygoteError> {
+        let doing = "starting the watchdog";
+        let zygote = own_pidfd().map_err(ZygoteError::io(doing))?;
+        let (ours, theirs) = Channel::pair().map_err(ZygoteError::io(doing))?;
+        let names = super::threads::names().map_err(ZygoteError::io(doing))?;
+        if names.len() > 1 {
+            return Err(ZygoteError::Threads { names });
+        }
+        // SAFETY: single-threaded: counted on the line above.
+        match unsafe { clone_sibling(0, thread) }.map_err(ZygoteError::io(doing))? {
+            Cloned::Parent { pid, pidfd } => Ok((Self { channel: ours }, pid, pidfd)),
+            Cloned::Child => {
+                std::mem::forget(ours);
+                // SAFETY: the owners of all other descriptors are frames above this one, to which this process never returns.
+                let closed = unsafe {
+                    descriptors::close_all_except(&[theirs.as_fd(), caller.as_fd(), zygote.as_fd()])
+                };
+                set_comm(c"pyspawner-watch");
+                if let Some(title) = title {
+                    title.set(b"pyspawner: watchdog");
+                }
+                let watched = closed.and_then(|()| watch_until_the_end(&theirs, &caller, zygote));
+                exit_now(i32::from(watched.is_err()))
+            }
+        }
+    }
+
+    /// Has the watchdog watch one more process. It has it when this returns.
+    pub(super) fn watch(&self, pidfd: BorrowedFd<'_>) -> rustix::io::Result<()> {
+        let io = |error| match error {
+            ChannelError::Io(errno) => errno,
+            ChannelError::Protocol(_) => Errno::PROTO,
+        };
+        self.channel.send(&Watch::This, &[pidfd]).map_err(io)?;
+        match self.channel.recv::<Watch>().map_err(io)?.map(|received| received.message) {
+            Some(Watch::Watching) => Ok(()),
+            Some(Watch::Refused { errno }) => Err(Errno::from_raw_os_error(errno)),
+            Some(Watch::This) => Err(Errno::PROTO),
+            None => Err(Errno::PIPE),
+        }
+    }
+}
+
+const CALLER: u64 = 0;
+const ZYGOTE_SOCKET: u64 = 1;
+
+/// Returns when there is nobody left to watch over: the caller has died and all are killed, or the zygote and every child have ended.
+fn watch_until_the_end(zygote_socket: &Channel, caller: &OwnedFd, zygote: OwnedFd) -> rustix::io::Result<()> {
+    block_all_signals();
+    // Room for as many children as the hard limit allows; children were cloned by the zygote and keep their own limits.
+    let hard = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: hard, maximum: hard })?;
+
+    let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+    let add = |descriptor: BorrowedFd<'_>, token| {
+        epoll::add(&epoll, descriptor, EventData::new_u64(token), EventFlags::IN)
+    };
+    add(caller.as_fd(), CALLER)?;
+    add(zygote_socket.as_fd(), ZYGOTE_SOCKET)?;
+    let mut next_token = ZYGOTE_SOCKET + 1;
+    let mut watched = BTreeMap::new();
+    add(zygote.as_fd(), next_token)?;
+    watched.insert(next_token, zygote);
+
+    let mut zygote_talks = true;
+    let mut space = [MaybeUninit::uninit(); 64];
+    while zygote_talks || !watched.is_empty() {
+        let (events, _) = match epoll::wait(&epoll, &mut space[..], None) {
+            Err(Errno::INTR) => continue,
+            other => other?,
+        };
+        // A caller's death counts before anything that comes with it.
+        if events.iter().any(|event| event.data.u64() == CALLER) {
+            for pidfd in watched.values() {
+                // One that has just ended is as good as killed.
+                let _ = pidfd_send_signal(pidfd, Signal::KILL);
+            }
+            // A child that the zygote has cloned and not yet registered reads end of file, because the caller is gone.
+            return Ok(());
+        }
+        for event in events {
+            let token = event.data.u64();
+            if token != ZYGOTE_SOCKET {
+                // The process has ended. Its pidfd is done with.
+                watched.remove(&token);
+                continue;
+            }
+            match zygote_socket.recv::<Watch>() {
+                Ok(Some(received)) => {
+                    next_token += 1;
+                    let answer = match received.with::<1>() {
+                        Ok((_, [pidfd])) => match add(pidfd.as_fd(), next_token) {
+                            Ok(()) => {
+                                watched.insert(next_token, pidfd);
+                                Watch::Watching
+                            }
+                            Err(errno) => Watch::Refused { errno: errno.raw_os_error() },
+                        },
+                        Err(_) => Watch::Refused { errno: libc::EMFILE },
+                    };
+                    // A zygote that is gone does not need the answer.
+                    let _ = zygote_socket.send(&answer, &[]);
+                }
+                Ok(None) | Err(_) => {
+                    epoll::delete(&epoll, zygote_socket.as_fd())?;
+                    zygote_talks = false;
+                }
+            }
+        }
+    }
+    Ok(())
+}

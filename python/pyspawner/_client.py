@@ -1,0 +1,237 @@
+"""The caller's side: ``Client`` and ``ChildProcess``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import shutil
+import sys
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from pyspawner import _native
+from pyspawner._config import SandboxConfig
+from pyspawner._errors import InsecureSandboxWarning
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from types import TracebackType
+
+_logger = logging.getLogger("pyspawner")
+
+# With the caller's own interpreter: find this very package, and nothing in the working directory.
+_BOOTSTRAP = (
+    "import sys; sys.path[:] = [{package_parent!r}, *filter(None, sys.path)]; "
+    "from pyspawner._zygote import main; main()"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class ChildProcess:
+    """A running child. Read its pipes to their end, then :meth:`wait` for it: otherwise it stays a zombie.
+
+    Dropping the object leaves the child running; its pipes close.
+    """
+
+    pid: int
+    """The child's pid as the caller sees it. The child sees itself as 1."""
+
+    stdin: BinaryIO
+    """Pipe to the child's standard input."""
+
+    stdout: BinaryIO
+    """Pipe from the child's standard output."""
+
+    stderr: BinaryIO
+    """Pipe from the child's standard error."""
+
+    layers: Mapping[str, str]
+    """The layers of the sandbox that are on, in the order in which they were applied, each with what it does here."""
+
+    _handle: _native.Child = field(repr=False)
+
+    def kill(self) -> None:
+        """End the child, and everything it started, with SIGKILL.
+
+        It goes through a pidfd: a process that has got the same pid since is never hit. See pidfd_send_signal(2).
+
+        :raises ProcessLookupError: the child has been reaped.
+        """
+        self._handle.kill()
+
+    def wait(self, options: int = 0) -> tuple[int, int]:
+        """Wait for the child's end and reap it, as ``os.waitpid(pid, options)`` does.
+
+        :param options: ``os.WNOHANG`` and its siblings, or 0 to wait.
+        :return: pid and status, for ``os.waitstatus_to_exitcode``; ``(0, 0)`` when ``WNOHANG`` finds the child running.
+        :raises ChildProcessError: the child has been reaped already.
+        """
+        return self._handle.wait(options)
+
+
+class Client:
+    """A zygote: a Python process that has imported what children need, and clones itself for each of them.
+
+    Starting one is slow; make one at start-up and keep it. It is thread-safe, works under asyncio, and needs no signal handler. As a
+    context manager it closes itself.
+
+    :param child_main: full name of the function that each child runs, ``"package.module.function"``. It must be importable.
+    :param environment: the whole environment of the zygote and of every child. Default: empty.
+    :param preload_imports: modules to import in the zygote, present in every child. Their code is trusted, and whatever they hold in
+        memory can be read by every child.
+    :param executable: the Python interpreter. With the caller's own (default) the zygote has the caller's ``sys.path``; with another
+        one, of a virtual environment for example, it has that one's, plus the working directory. pyspawner must be installed there.
+    :raises ZygoteStartError: a module is missing or raises, ``child_main`` does not exist or cannot be called, the executable cannot
+        run or has no pyspawner. The message has the zygote's own traceback. No process is left.
+
+    The threads that an import starts in the zygote are logged to the logger ``pyspawner``, at level INFO.
+    """
+
+    def __init__(
+        self,
+        *,
+        child_main: str,
+        environment: Mapping[str, str] = {},  # noqa: B006 (never changed; the 1.0 signature)
+        preload_imports: Sequence[str] = [],  # noqa: B006
+        executable: str = sys.executable,
+    ) -> None:
+        if isinstance(preload_imports, str):
+            raise TypeError(f"preload_imports must be a list of module names, not the string {preload_imports!r}")
+        if "." not in child_main.strip("."):
+            raise ValueError(f'child_main must be "package.module.function", not {child_main!r}')
+        own_interpreter = executable == sys.executable
+        self._native: _native.Client | None = None
+        self._native = _native.Client(
+            executable=_find_executable(executable),
+            arguments=_bootstrap_arguments() if own_interpreter else ["-u", "-m", "pyspawner._zygote"],
+            environment=_checked_environment(environment),
+            child_main=child_main,
+            preload_imports=list(preload_imports),
+            sys_path=[os.fsencode(entry) for entry in sys.path] if own_interpreter else None,
+        )
+        for module, threads in self._native.threads:
+            _logger.info(
+                "importing %r started %d thread(s) in the zygote: %s; children do not have them",
+                module,
+                len(threads),
+                ", ".join(threads),
+            )
+
+    def __repr__(self) -> str:
+        state = f"zygote pid {self._native.zygote_pid}" if self._native else "not started"
+        return f"<{type(self).__name__}: {state}>"
+
+    def spawn_child(
+        self,
+        args: Sequence[Any] = [],  # noqa: B006 (never changed; the 1.0 signature)
+        *,
+        process_name: str | None = None,
+        sandbox_config: SandboxConfig,
+    ) -> ChildProcess:
+        """Clone the zygote into a new sandbox and run ``child_main(*args)`` there.
+
+        It returns when the sandbox is complete; from then on the child runs user code.
+
+        :param args: arguments of ``child_main``. Pickled here, unpickled in the child, inside the sandbox.
+        :param process_name: what ps and top show, in ``comm`` (its first 15 bytes) and in the command line.
+        :param sandbox_config: how to lock the child in.
+        :raises SandboxError: a layer of the sandbox could not be applied. No user code has run.
+        :raises NetlinkError: the same, of the network; it is a ``SandboxError``.
+        :raises ZygoteDiedError: the zygote has died. Make a new ``Client``.
+        :raises ValueError: the configuration makes no sense, for example an interface name of more than 15 bytes.
+        :raises RuntimeError: the Client is closed, or belongs to another process (after a fork).
+        :raises OSError: the caller lacks file descriptors (``EMFILE``) or memory.
+
+        Whatever pickle raises for args that cannot be pickled is raised before anything is sent. After any error nothing is left behind.
+        """
+        if isinstance(args, (str, bytes)):
+            raise TypeError(f"args must be a list of arguments for child_main, not {args!r}")
+        if not isinstance(sandbox_config, SandboxConfig):
+            raise TypeError(f"sandbox_config must be a SandboxConfig, not {sandbox_config!r}")
+        if isinstance(sandbox_config.skip_sandbox_except, str):
+            raise TypeError("skip_sandbox_except must be a frozenset of layer names, not a string")
+        if self._native is None:
+            raise RuntimeError("the Client did not start")
+        pickled = pickle.dumps(list(args), protocol=5)  # every supported Python reads 5
+        if sandbox_config.skip_sandbox_except:
+            warnings.warn(
+                f"the sandbox is weakened: of its optional layers only {sorted(sandbox_config.skip_sandbox_except)} are on; "
+                "skip_sandbox_except is for tests",
+                InsecureSandboxWarning,
+                stacklevel=2,
+            )
+        chroot_dir, network = sandbox_config.chroot_dir, sandbox_config.network
+        handle, stdin, stdout, stderr = self._native.spawn(
+            pickled,
+            process_name=process_name,
+            chroot_dir=None if chroot_dir is None else Path(chroot_dir),
+            network=network
+            and (
+                network.kernel_veth_name,
+                network.child_veth_name,
+                str(network.kernel_ipv4_address),
+                str(network.child_ipv4_address),
+            ),
+            skip_sandbox_except=sorted(sandbox_config.skip_sandbox_except),
+        )
+        return ChildProcess(
+            pid=handle.pid,
+            stdin=os.fdopen(stdin, "wb"),
+            stdout=os.fdopen(stdout, "rb"),
+            stderr=os.fdopen(stderr, "rb"),
+            layers=MappingProxyType(dict(handle.layers)),
+            _handle=handle,
+        )
+
+    def close(self) -> None:
+        """End the zygote. Children go on running. A second call does nothing.
+
+        Without it, children that still run when the caller ends are killed.
+        """
+        native, self._native_closed = self._native, True
+        if native is not None:
+            native.close()
+
+    _native_closed = False
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # At the interpreter's end it counts as the caller's death: the watchdog kills what still runs.
+        if self.__dict__.get("_native") is not None and not self._native_closed and not sys.is_finalizing():
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+            self.close()
+
+
+def _bootstrap_arguments() -> list[str]:
+    return ["-u", "-c", _BOOTSTRAP.format(package_parent=str(Path(__file__).parent.parent))]
+
+
+def _find_executable(executable: str) -> str:
+    """Search a bare name in the caller's PATH, as subprocess does: the zygote's environment may have none."""
+    if not executable:
+        raise ValueError("executable is empty: sys.executable is unknown in this interpreter; pass the path of a Python")
+    return shutil.which(executable) or executable
+
+
+def _checked_environment(environment: Mapping[str, str]) -> list[tuple[str, str]]:
+    for key, value in environment.items():
+        # Of any type at run time, whatever the annotation says.
+        if not (isinstance(key, str) and isinstance(value, str)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"environment must map str to str, and has {key!r}: {value!r}")
+        if not key or "=" in key or "\0" in key + value:
+            raise ValueError(f"environment has the illegal entry {key!r}: {value!r}")
+    return list(environment.items())

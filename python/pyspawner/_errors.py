@@ -1,0 +1,56 @@
+"""What can go wrong, as exceptions that say what to do about it."""
+
+from __future__ import annotations
+
+
+class ZygoteStartError(RuntimeError):
+    """The zygote did not start: an import failed, or the executable is not usable. No process is left."""
+
+    traceback: str | None
+    """The zygote's own traceback, or what its interpreter wrote on standard error before it ended."""
+
+    def __init__(self, message: str, traceback: str | None = None) -> None:
+        super().__init__(message)
+        self.traceback = traceback
+
+    def __reduce__(self) -> tuple[type[ZygoteStartError], tuple[str, str | None]]:
+        return type(self), (str(self), self.traceback)
+
+
+class ZygoteDiedError(OSError):
+    """The zygote has died: killed, or out of memory. Children already running are untouched; make a new ``Client``."""
+
+
+class SandboxError(OSError):
+    """A layer of the sandbox could not be applied. No user code has run, and nothing is left behind.
+
+    ``errno`` is the kernel's answer, as in errno(3).
+    """
+
+    layer: str
+    """The layer's name, for example ``"id_map"``."""
+
+    hint: str
+    """What to do about it; empty when only the errno is known."""
+
+    def __init__(self, errno: int, message: str, layer: str = "", hint: str = "") -> None:
+        super().__init__(errno, f"{message} ({hint})" if hint else message)
+        self._message = message
+        self.layer = layer
+        self.hint = hint
+
+    def __reduce__(self) -> tuple[type[SandboxError], tuple[int | None, str, str, str]]:
+        return type(self), (self.errno, self._message, self.layer, self.hint)
+
+
+class NetlinkError(SandboxError):
+    """The kernel refused a network interface, address or route; see rtnetlink(7)."""
+
+    @property
+    def code(self) -> int:
+        """The kernel's answer, as in errno(3)."""
+        return self.errno or 0
+
+
+class InsecureSandboxWarning(UserWarning):
+    """``skip_sandbox_except`` has switched layers of the sandbox off. It is for tests of one layer at a time."""

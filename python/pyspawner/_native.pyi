@@ -1,0 +1,73 @@
+"""The native core of pyspawner. Private: use ``pyspawner``."""
+
+from os import PathLike
+from typing import final
+
+__version__: str
+
+@final
+class Client:
+    """A running zygote."""
+
+    def __new__(
+        cls,
+        *,
+        executable: str | PathLike[str],
+        arguments: list[str],
+        environment: list[tuple[str, str]],
+        child_main: str,
+        preload_imports: list[str],
+        sys_path: list[bytes] | None,
+    ) -> Client: ...
+    def spawn(
+        self,
+        args: bytes,
+        *,
+        process_name: str | None,
+        chroot_dir: str | PathLike[str] | None,
+        network: tuple[str, str, str, str] | None,
+        skip_sandbox_except: list[str],
+    ) -> tuple[Child, int, int, int]:
+        """Return the child, and the caller's ends of its stdin, stdout and stderr."""
+    def close(self) -> None: ...
+    @property
+    def zygote_pid(self) -> int: ...
+    @property
+    def watchdog_pid(self) -> int: ...
+    @property
+    def threads(self) -> list[tuple[str, list[str]]]: ...
+
+@final
+class Child:
+    """A running child."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def layers(self) -> list[tuple[str, str]]: ...
+    def kill(self) -> None: ...
+    def wait(self, options: int) -> tuple[int, int]: ...
+
+@final
+class Boot:
+    """The zygote, from its first line on."""
+
+    def __new__(cls, socket: int) -> Boot: ...
+    @property
+    def child_main(self) -> str: ...
+    @property
+    def preload_imports(self) -> list[str]: ...
+    @property
+    def sys_path(self) -> list[bytes] | None: ...
+    def importing(self, module: str) -> None:
+        """Tell the caller whose import begins."""
+    def failed(self, summary: str, traceback: str) -> None:
+        """Tell the caller why there will be no zygote."""
+    def must_hand_over(self) -> bool:
+        """Whether imports left threads behind, so that the zygote must fork first."""
+    def take_over(self, predecessor: int) -> None:
+        """In that fork: wait until the process behind the pidfd has ended and the caller is the parent."""
+    def serve(
+        self, installation: list[str | PathLike[str]], search_path: list[str | PathLike[str]]
+    ) -> int | None:
+        """Serve until the caller closes its Client. In every child, return the descriptor of the pickled args."""

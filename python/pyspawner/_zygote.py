@@ -1,0 +1,97 @@
+"""The zygote: imports what children need, then serves clones of itself.
+
+Who runs this: an interpreter that the caller's ``Client`` started. Whatever is in its memory, every child can read: it knows module names
+and ``sys.path``, and nothing about any child.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import sys
+import traceback
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyspawner import _child
+from pyspawner._native import Boot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def main() -> None:
+    """Be a zygote until the caller closes its ``Client``; in a clone, be its child. Never returns."""
+    boot = Boot(int(sys.argv[1]))
+    sys.argv[:] = [""]
+    sys.orig_argv[:] = sys.orig_argv[:1]
+    _restore_environment()
+    if boot.sys_path is not None:
+        sys.path[:] = map(os.fsdecode, boot.sys_path)
+
+    for module in boot.preload_imports:
+        _attempt(boot, f"cannot import {module!r} of preload_imports", lambda module=module: _import(boot, module))
+    child_main = _attempt(boot, f"child_main {boot.child_main!r} is not usable", lambda: _find_child_main(boot))
+    _attempt(boot, "cannot leave the imports' threads behind", lambda: _leave_threads_behind(boot))
+
+    # Children neither collect nor move what is here: a collection would copy every page.
+    gc.collect()
+    gc.freeze()
+
+    args = boot.serve(_installation(), [Path(entry or ".") for entry in sys.path])
+    if args is None:
+        os._exit(0)
+    _child.run(child_main, args)
+
+
+def _restore_environment() -> None:
+    """Remove what interpreter start-up has added (PEP 538 coerces LC_CTYPE): the environment is what the caller said."""
+    given = {entry.partition(b"=")[0] for entry in Path("/proc/self/environ").read_bytes().split(b"\0")}
+    for key in os.environb.keys() - given:
+        del os.environb[key]
+
+
+def _attempt(boot: Boot, what: str, work: Callable[[], Any]) -> Any:  # noqa: ANN401 (whatever work returns)
+    """Do a part of the start-up. If it raises, whatever it raises, the caller gets to know and the zygote ends."""
+    try:
+        return work()
+    except BaseException as error:
+        boot.failed(f"{what}: {type(error).__name__}: {error}", traceback.format_exc())
+        os._exit(1)
+
+
+def _import(boot: Boot, module: str) -> Any:  # noqa: ANN401 (a module's attributes are of any type)
+    boot.importing(module)
+    return importlib.import_module(module)
+
+
+def _find_child_main(boot: Boot) -> Callable[..., object]:
+    module_name, _, function_name = boot.child_main.rpartition(".")
+    child_main = getattr(_import(boot, module_name), function_name)
+    if not callable(child_main):
+        raise TypeError(f"{boot.child_main} is a {type(child_main).__name__}, which cannot be called")
+    return child_main
+
+
+def _leave_threads_behind(boot: Boot) -> None:
+    """Go on in a fork, if imports have started threads: a clone of a threaded process has their locks and not them."""
+    if not boot.must_hand_over():
+        return
+    predecessor = os.pidfd_open(os.getpid())
+    with warnings.catch_warnings():
+        # Python warns of forks in threaded processes. Here the real fork, with every library's handlers, is the remedy.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        if os.fork():
+            os._exit(0)
+    boot.take_over(predecessor)
+
+
+def _installation() -> list[Path]:
+    prefixes = {sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix}
+    return [Path(path) for path in (sys.executable, *sorted(prefixes)) if path]
+
+
+if __name__ == "__main__":
+    main()
