@@ -44,9 +44,9 @@ def _call(child_main: Callable[..., object], args_descriptor: int) -> int:
     except SystemExit as error:
         return _exit_code(error)
     except BaseException as error:
-        traceback = error.__traceback__
         # Without our own frame.
-        sys.excepthook(type(error), error, traceback and traceback.tb_next)
+        traceback = error.__traceback__ and error.__traceback__.tb_next
+        sys.excepthook(type(error), error.with_traceback(traceback), traceback)
         return 1
     return 0
 

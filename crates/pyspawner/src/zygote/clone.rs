@@ -16,7 +16,7 @@ use crate::layer::Layer;
 use crate::protocol::{Order, Report, Spawn};
 use crate::sandbox::{self, id_map, id_map::IdRanges, seccomp};
 use crate::sys::clone::{Cloned, ThreadFacts};
-use crate::sys::kernel::{exit_now, set_comm};
+use crate::sys::kernel::{exit_now, set_comm, settle_heap};
 use crate::sys::{descriptors, title::Title};
 
 use super::template::{self, Needs};
@@ -68,6 +68,7 @@ impl Plan {
             ThreadFacts::of_this_thread().map_err(ZygoteError::io("asking for the thread id's address"))?;
         let ranges = IdRanges::new().map_err(ZygoteError::io("reading /proc"))?;
         let obstacle = id_map::drop_supplementary_groups().and_then(|()| template::prepare(needs)).err();
+        settle_heap();
         Ok(Self { thread, ranges, obstacle })
     }
 }

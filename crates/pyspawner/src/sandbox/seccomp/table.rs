@@ -77,7 +77,7 @@ fn allowed() -> Vec<Call> {
         SYS_execve SYS_execveat SYS_exit SYS_exit_group SYS_wait4 SYS_waitid SYS_set_tid_address SYS_set_robust_list
         SYS_get_robust_list SYS_rseq SYS_futex SYS_futex_waitv
         SYS_restart_syscall SYS_getpid SYS_getppid SYS_gettid SYS_getpgid SYS_setpgid SYS_getsid SYS_setsid
-        SYS_getuid SYS_geteuid SYS_getgid SYS_getegid SYS_getresuid SYS_getresgid SYS_getgroups SYS_capget
+        SYS_getuid SYS_geteuid SYS_getgid SYS_getegid SYS_getresuid SYS_getresgid SYS_getgroups SYS_capget SYS_capset
         SYS_getrusage SYS_prlimit64 SYS_times SYS_getpriority SYS_setpriority SYS_ioprio_get SYS_ioprio_set
         SYS_sched_yield SYS_sched_getaffinity SYS_sched_setaffinity SYS_sched_getparam SYS_sched_setparam
         SYS_sched_getscheduler SYS_sched_setscheduler SYS_sched_getattr SYS_sched_setattr SYS_sched_get_priority_max
@@ -117,7 +117,7 @@ fn allowed() -> Vec<Call> {
 fn trapped() -> Vec<Call> {
     let mut calls = calls![
         SYS_setuid SYS_setgid SYS_setreuid SYS_setregid SYS_setresuid SYS_setresgid SYS_setfsuid SYS_setfsgid
-        SYS_setgroups SYS_capset
+        SYS_setgroups
         SYS_mount SYS_umount2 SYS_chroot SYS_pivot_root SYS_open_tree SYS_move_mount SYS_fsopen SYS_fsconfig SYS_fsmount
         SYS_fspick SYS_mount_setattr SYS_open_by_handle_at SYS_quotactl SYS_quotactl_fd SYS_swapon SYS_swapoff SYS_acct
         SYS_setns SYS_unshare SYS_sethostname SYS_setdomainname

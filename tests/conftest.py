@@ -1,0 +1,67 @@
+"""Fixtures for every test: a client, and the proof that nothing is left behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+import pyspawner
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--forbid-skips", action="store_true", help="a test that skips itself fails the run")
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    skipped = reporter.stats.get("skipped", []) if reporter else []
+    if session.config.getoption("--forbid-skips") and skipped and exitstatus == pytest.ExitCode.OK:
+        for report in skipped:
+            reporter.write_line(f"REQUIRED, BUT SKIPPED: {report.nodeid}: {report.longrepr}", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(scope="session")
+def client():
+    """A client without preloaded modules whose children run source code; see ``support.run``."""
+    with pyspawner.Client(child_main="support.run_source") as client:
+        yield client
+
+
+def children_of_this_process() -> set[int]:
+    """Every living or unreaped child, of any thread."""
+    tasks = Path("/proc/self/task").glob("*/children")
+    return {int(pid) for task in tasks for pid in task.read_text().split()}
+
+
+def open_descriptors() -> dict[int, str]:
+    found = {}
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            found[int(entry.name)] = os.readlink(entry)
+        except OSError:
+            continue
+    return {number: target for number, target in found.items() if not target.endswith("/fd")}
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind(client):
+    """After every test: no process, no zombie, no descriptor more than before it."""
+    del client  # Made before we count.
+    gc.collect()
+    processes, descriptors = children_of_this_process(), open_descriptors()
+    yield
+    gc.collect()
+    deadline = time.monotonic() + 5
+    while True:
+        new_processes = children_of_this_process() - processes
+        new_descriptors = {n: t for n, t in open_descriptors().items() if n not in descriptors}
+        if not new_processes and not new_descriptors:
+            return
+        if time.monotonic() > deadline:
+            pytest.fail(f"left behind: processes {new_processes}, descriptors {new_descriptors}")
+        time.sleep(0.01)
