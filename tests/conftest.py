@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import gc
-import os
 import time
-from pathlib import Path
 
 import pytest
+
+from support import children_of_this_process, open_descriptors
 
 import pyspawner
 
@@ -30,22 +30,6 @@ def client():
     """A client without preloaded modules whose children run source code; see ``support.run``."""
     with pyspawner.Client(child_main="support.run_source") as client:
         yield client
-
-
-def children_of_this_process() -> set[int]:
-    """Every living or unreaped child, of any thread."""
-    tasks = Path("/proc/self/task").glob("*/children")
-    return {int(pid) for task in tasks for pid in task.read_text().split()}
-
-
-def open_descriptors() -> dict[int, str]:
-    found = {}
-    for entry in Path("/proc/self/fd").iterdir():
-        try:
-            found[int(entry.name)] = os.readlink(entry)
-        except OSError:
-            continue
-    return {number: target for number, target in found.items() if not target.endswith("/fd")}
 
 
 @pytest.fixture(autouse=True)

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import tempfile
 import textwrap
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import attacks
 
 import pyspawner
 
@@ -86,3 +94,61 @@ def communicate(child: pyspawner.ChildProcess, stdin: bytes = b"", *, timeout: f
 def run(client: pyspawner.Client, source: str, *, stdin: bytes = b"", **options: Any) -> Outcome:
     """Run ``source`` in a child to its end."""
     return communicate(spawn(client, source, **options), stdin)
+
+
+def children_of_this_process() -> set[int]:
+    """Every living or unreaped child, of any thread."""
+    tasks = Path("/proc/self/task").glob("*/children")
+    return {int(pid) for task in tasks for pid in task.read_text().split()}
+
+
+def open_descriptors() -> dict[int, str]:
+    """The numbers of this process's open descriptors and what they lead to, less the one that lists them."""
+    found = {}
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            found[int(entry.name)] = os.readlink(entry)
+        except OSError:
+            continue
+    return {number: target for number, target in found.items() if not target.endswith("/fd")}
+
+
+def attack(
+    client: pyspawner.Client,
+    name: str,
+    *arguments: object,
+    place: str = attacks.PLACES[0],
+    sandbox: pyspawner.SandboxConfig = SANDBOX,
+) -> Outcome:
+    """Have a child attack; see ``attacks.attempt``."""
+    source = "import attacks; attacks.attempt(name, *arguments, place=place)"
+    return run(client, source, sandbox=sandbox, name=name, arguments=arguments, place=place)
+
+
+def attack_outside(name: str, *arguments: object) -> int:
+    """Attack from a process without a sandbox, with all the rights of this one."""
+    done = subprocess.run(attacks.command(name, *arguments), check=True, capture_output=True)
+    return int(done.stdout)
+
+
+@contextmanager
+def visible_directory() -> Iterator[Path]:
+    """Make a directory that everybody may enter and read, unlike pytest's."""
+    with tempfile.TemporaryDirectory(prefix="pyspawner-test-", dir="/var/tmp") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+def run_caller(source: str, **popen: Any) -> str:
+    """Run ``source`` in a process of its own, with a ``client`` of its own and this module's names. Its standard output."""
+    program = (
+        f"import sys; sys.path[:] = {sys.path!r}\n"
+        "from support import *\n"
+        "with pyspawner.Client(child_main='support.run_source') as client:\n"
+        f"{textwrap.indent(textwrap.dedent(source), '    ')}"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program], check=False, capture_output=True, text=True, **popen
+    )
+    assert done.returncode == 0, done
+    return done.stdout

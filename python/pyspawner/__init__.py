@@ -12,13 +12,9 @@ b'hello\\n'
 0
 """
 
-import sys as _sys
+from pyspawner import _platform
 
-if not _sys.platform.startswith("linux"):
-    raise ImportError(
-        f"pyspawner needs Linux 5.10 or later on x86_64 or aarch64: its sandbox is made of Linux namespaces and seccomp, "
-        f"and this is {_sys.platform}"
-    )
+_platform.check()
 
 from pyspawner._client import ChildProcess, Client
 from pyspawner._config import NetworkConfig, SandboxConfig

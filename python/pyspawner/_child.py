@@ -18,8 +18,7 @@ def run(child_main: Callable[..., object], args_descriptor: int) -> NoReturn:
     """Unpickle the args, call ``child_main(*args)`` and end the process as Python would."""
     code = 1
     try:
-        # Handlers of the zygote's modules are not this process's: it did not open what they would close.
-        atexit._clear()
+        _forget_exit_handlers()
         _differ_from_siblings()
         code = _call(child_main, args_descriptor)
         code = _finish(code)
@@ -27,6 +26,18 @@ def run(child_main: Callable[..., object], args_descriptor: int) -> NoReturn:
         # Readers see the end of file now, and not after the kernel has torn the memory down.
         os.closerange(0, 3)
         os._exit(code)
+
+
+def _forget_exit_handlers() -> None:
+    """Forget what the zygote's modules would do at exit: this process did not open what they would close.
+
+    But it may itself start what these two end.
+    """
+    atexit._clear()
+    for module_name, handler in (("logging", "shutdown"), ("multiprocessing.util", "_exit_function")):
+        module = sys.modules.get(module_name)
+        if module is not None:
+            atexit.register(getattr(module, handler))
 
 
 def _differ_from_siblings() -> None:

@@ -121,6 +121,14 @@ class Client:
                 ", ".join(threads),
             )
 
+    @property
+    def zygote_pid(self) -> int:
+        """The zygote's pid, for monitoring. It shows as ``pyspawner: zygote`` in ps and top.
+
+        :raises RuntimeError: the Client did not start.
+        """
+        return self._started().zygote_pid
+
     def __repr__(self) -> str:
         state = f"zygote pid {self._native.zygote_pid}" if self._native else "not started"
         return f"<{type(self).__name__}: {state}>"
@@ -154,8 +162,7 @@ class Client:
             raise TypeError(f"sandbox_config must be a SandboxConfig, not {sandbox_config!r}")
         if isinstance(sandbox_config.skip_sandbox_except, str):
             raise TypeError("skip_sandbox_except must be a frozenset of layer names, not a string")
-        if self._native is None:
-            raise RuntimeError("the Client did not start")
+        native = self._started()
         pickled = pickle.dumps(list(args), protocol=5)  # every supported Python reads 5
         if sandbox_config.skip_sandbox_except:
             warnings.warn(
@@ -165,7 +172,7 @@ class Client:
                 stacklevel=2,
             )
         chroot_dir, network = sandbox_config.chroot_dir, sandbox_config.network
-        handle, stdin, stdout, stderr = self._native.spawn(
+        handle, stdin, stdout, stderr = native.spawn(
             pickled,
             process_name=process_name,
             chroot_dir=None if chroot_dir is None else Path(chroot_dir),
@@ -197,6 +204,11 @@ class Client:
             native.close()
 
     _native_closed = False
+
+    def _started(self) -> _native.Client:
+        if self._native is None:
+            raise RuntimeError("the Client did not start")
+        return self._native
 
     def __enter__(self) -> Client:
         return self

@@ -31,10 +31,15 @@ def main() -> None:
     if boot.sys_path is not None:
         sys.path[:] = map(os.fsdecode, boot.sys_path)
 
+    streams = sys.stdin, sys.stdout, sys.stderr
     for module in boot.preload_imports:
         _attempt(boot, f"cannot import {module!r} of preload_imports", lambda module=module: _import(boot, module))
     child_main = _attempt(boot, f"child_main {boot.child_main!r} is not usable", lambda: _find_child_main(boot))
     _attempt(boot, "cannot leave the imports' threads behind", lambda: _leave_threads_behind(boot))
+
+    # Whatever an import put in their place: a child's streams are its descriptors 0 to 2.
+    sys.stdin, sys.stdout, sys.stderr = streams
+    sys.__stdin__, sys.__stdout__, sys.__stderr__ = streams  # pyright: ignore[reportConstantRedefinition, reportAttributeAccessIssue]
 
     # Children neither collect nor move what is here: a collection would copy every page.
     gc.collect()

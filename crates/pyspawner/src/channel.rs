@@ -13,6 +13,9 @@ use rustix::net::{
 
 use crate::protocol::{self, Message, ProtocolError};
 
+#[cfg(test)]
+mod tests;
+
 /// The most descriptors that any message has.
 const MAX_DESCRIPTORS: usize = 4;
 
@@ -63,6 +66,11 @@ impl Channel {
         let (ours, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         Ok((Self { socket: ours }, Self { socket: theirs }))
+    }
+
+    /// The same end under a number that is no standard stream's.
+    pub(crate) fn above_stdio(self) -> rustix::io::Result<Self> {
+        Ok(Self { socket: rustix::io::fcntl_dupfd_cloexec(self.socket, 3)? })
     }
 
     /// Asks the kernel to add the sender's pid to every message.

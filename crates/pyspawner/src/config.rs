@@ -1,6 +1,5 @@
 //! What a caller may ask for. Knows nobody; checked before anything is made.
 
-use std::ffi::CString;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
@@ -129,16 +128,23 @@ fn host_address(field: &'static str, text: &str) -> Result<Ipv4Addr, ConfigError
     }
 }
 
-/// The name for `comm` and the command line.
+/// The most of a process name that ps can show, in bytes.
+pub const PROCESS_NAME_MAX: usize = 1024;
+
+/// The name for `comm` and the command line, cut to what can be shown.
 ///
 /// # Errors
 ///
 /// A name with a NUL byte, or an empty one.
-pub fn process_name(name: &str) -> Result<CString, ConfigError> {
-    match CString::new(name) {
-        Ok(name) if !name.is_empty() => Ok(name),
-        _ => Err(ConfigError::ProcessName { name: name.to_owned() }),
+pub fn process_name(name: &str) -> Result<&str, ConfigError> {
+    if name.is_empty() || name.contains('\0') {
+        return Err(ConfigError::ProcessName { name: name.to_owned() });
     }
+    let mut end = name.len().min(PROCESS_NAME_MAX);
+    while !name.is_char_boundary(end) {
+        end -= 1;
+    }
+    Ok(&name[..end])
 }
 
 /// A configuration that makes no sense. Raised before anything is made.

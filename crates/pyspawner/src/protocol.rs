@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 use crate::error::Failure;
 use crate::layer::Layer;
 
+#[cfg(test)]
+mod tests;
+
 /// The first bytes of every frame.
 const MAGIC: [u8; 4] = *b"pysp";
 
@@ -180,15 +183,14 @@ pub enum Order {
     /// Enter the sandbox. With it: the mount to become the root, when there is one.
     Enter(Orders),
     /// Run `child_main`. With it: stdin, stdout, stderr and the memfd of the pickled args.
-    Run {
-        /// The name for `comm` and the command line.
-        process_name: Option<String>,
-    },
+    Run,
 }
 
 /// The sandbox of one child, computed by the caller.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Orders {
+    /// The name for `comm` and the command line.
+    pub process_name: Option<String>,
     /// A mount to become the root comes with the message.
     pub chroot: bool,
     /// The child's half of the network.
@@ -214,7 +216,7 @@ impl Message for Order {
     fn descriptors(&self) -> usize {
         match self {
             Self::Enter(orders) => usize::from(orders.chroot),
-            Self::Run { .. } => 4,
+            Self::Run => 4,
         }
     }
 }

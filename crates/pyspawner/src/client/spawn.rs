@@ -22,6 +22,9 @@ use crate::sys::wait::{kill_unreaped, reap_unreaped, wait_pidfd};
 /// How often a child is made anew because a living process happens to share its range of host ids.
 const MAX_ATTEMPTS: usize = 16;
 
+/// How long a zygote that has dropped a request may take to turn out dead and not merely out of descriptors, in seconds.
+const DEATH_PATIENCE: i64 = 2;
+
 /// What to run and how to lock it in.
 #[derive(Debug)]
 pub struct SpawnRequest<'a> {
@@ -47,7 +50,8 @@ impl Client {
     ) -> Result<(Child, Pipes), Error> {
         self.check_owner()?;
         request.sandbox.validate()?;
-        request.process_name.map(config::process_name).transpose()?;
+        let process_name = request.process_name.map(config::process_name).transpose()?;
+        let request = &SpawnRequest { process_name, ..*request };
         self.reap_unborn();
 
         let (provisions, pipes) = Provisions::make(request)?;
@@ -105,7 +109,10 @@ impl Client {
                     Ok(News::Ready(pidfd, first_id)) => {
                         return Ok((birth.into_newborn(Some(pidfd)), first_id));
                     }
-                    Ok(News::NoChild) if readable_within(self.zygote.pidfd(), 0) => return Err(self.died()),
+                    // A zygote that dies loses its descriptors a little before its pidfd tells.
+                    Ok(News::NoChild) if readable_within(self.zygote.pidfd(), DEATH_PATIENCE) => {
+                        return Err(self.died());
+                    }
                     Ok(News::NoChild) => {
                         return Err(Failure::new(Layer::Namespaces, Step::ZygoteRefused, libc::EIO).into());
                     }
@@ -270,11 +277,11 @@ impl Newborn {
         let private = &self.private;
         let Provisions { stdin, stdout, stderr, args, chroot } = provisions;
         let optional_layers = request.sandbox.optional_layers();
-        let enter = Order::Enter(Orders { chroot: chroot.is_some(), network, optional_layers });
-        let run = Order::Run { process_name: request.process_name.map(str::to_owned) };
+        let process_name = request.process_name.map(str::to_owned);
+        let enter = Order::Enter(Orders { process_name, chroot: chroot.is_some(), network, optional_layers });
         let roots: Vec<_> = chroot.iter().map(AsFd::as_fd).collect();
         let ordered = private.send(&enter, &roots).and_then(|()| {
-            private.send(&run, &[stdin.as_fd(), stdout.as_fd(), stderr.as_fd(), args.as_fd()])
+            private.send(&Order::Run, &[stdin.as_fd(), stdout.as_fd(), stderr.as_fd(), args.as_fd()])
         });
         match ordered {
             // A child that has died meanwhile is noticed below.

@@ -14,12 +14,10 @@ use rustix::process::{Pid, PidfdFlags, child_subreaper, getpid, pidfd_open, set_
 use super::process::Process;
 use super::{Client, Interrupt, channel_error, lock, wait_for};
 use crate::channel::{Channel, ChannelError, Received};
+use crate::config::PROCESS_NAME_MAX;
 use crate::error::{Error, StartError, Status};
 use crate::protocol::{FromZygote, ProtocolError, Start, ToZygote};
 use crate::sys::command::isolate;
-
-/// Bytes of a placeholder argument: room for the process names that ps and top show.
-const TITLE_ROOM: usize = 1024;
 
 /// The most of a dying interpreter's standard error that goes into an exception, in bytes.
 const MAX_STDERR: u64 = 64 * 1024;
@@ -51,11 +49,14 @@ impl Client {
     ///
     /// [`StartError`] when the interpreter does not run, an import fails or `child_main` is no function; no process is left then.
     pub fn start(options: StartOptions, interrupt: Interrupt<'_>) -> Result<Self, Error> {
+        // First of all: in a caller that has closed its standard streams, any descriptor made here would get their numbers.
+        let outputs = (own_output(1)?, own_output(2)?);
         let caller_pidfd = pidfd_open(getpid(), PidfdFlags::empty()).map_err(Error::io("pidfd_open"))?;
         let (ours, theirs) = Channel::pair().map_err(Error::io("socketpair"))?;
+        let theirs = theirs.above_stdio().map_err(Error::io("fcntl(F_DUPFD_CLOEXEC)"))?;
         let mut youth =
             Youth { errors: None, process: None, watchdog: None, connection: ours, importing: None };
-        match youth.raise(options, theirs, &caller_pidfd, interrupt) {
+        match youth.raise(options, theirs, [&caller_pidfd, &outputs.0, &outputs.1], interrupt) {
             Ok((zygote, watchdog, threads)) => Ok(Self {
                 owner: std::process::id(),
                 connection: Mutex::new(Some(youth.connection)),
@@ -92,7 +93,7 @@ impl Youth {
         &mut self,
         options: StartOptions,
         theirs: Channel,
-        caller_pidfd: &OwnedFd,
+        gifts: [&OwnedFd; 3],
         interrupt: Interrupt<'_>,
     ) -> Result<Grown, Error> {
         let executable = options.executable.clone();
@@ -104,8 +105,7 @@ impl Youth {
             preload_imports: options.preload_imports,
             sys_path: options.sys_path,
         });
-        let (stdout, stderr) = (own_output(1)?, own_output(2)?);
-        match self.connection.send(&start, &[caller_pidfd.as_fd(), stdout.as_fd(), stderr.as_fd()]) {
+        match self.connection.send(&start, &gifts.map(AsFd::as_fd)) {
             // It died at once. The reason is found below, where everything else is.
             Ok(()) | Err(ChannelError::Io(_)) => {}
             Err(ChannelError::Protocol(error)) => return Err(error.into()),
@@ -142,10 +142,12 @@ impl Youth {
         let (errors, stderr) = pipe()?;
         let stdout = stderr.try_clone().map_err(|source| Error::Io { doing: "dup", source })?;
         let mut command = Command::new(&options.executable);
+        // The kernel shows these bytes as the command line: room for the longest name, and for what marks it as set.
+        let placeholder = ".".repeat(PROCESS_NAME_MAX);
         command
             .args(&options.arguments)
             .arg(theirs.as_fd().as_raw_fd().to_string())
-            .arg(".".repeat(TITLE_ROOM));
+            .arg(placeholder);
         command.env_clear().envs(options.environment.iter().map(|(key, value)| (key, value)));
         command.stdin(Stdio::from(empty)).stdout(Stdio::from(stdout)).stderr(Stdio::from(stderr));
         isolate(&mut command, theirs.as_fd());

@@ -113,8 +113,10 @@ impl Zygote {
                     return Ok(Served::Child(start));
                 }
                 Ok(Cloned::Parent { pid, pidfd }) => {
+                    // The child waits for this; the interpreter, whose every page is to be copied again, can wait for both.
+                    let reported = self.set_up(&private, pid, &pidfd);
                     hooks.after_in_parent();
-                    self.set_up(&private, pid, &pidfd)?;
+                    reported?;
                 }
                 Err(failure) => {
                     hooks.after_in_parent();
@@ -200,23 +202,23 @@ fn obey(private: &Channel, title: Option<Title>) -> Vec<OwnedFd> {
         // The caller is gone, or gave this child up.
         _ => exit_now(1),
     };
-    match sandbox::enter(&orders, chroot) {
+    let entered = sandbox::enter(&orders, chroot);
+    // Before the report, so that the caller never finds the zygote's name on its child.
+    let name = orders.process_name.as_deref().unwrap_or(DEFAULT_PROCESS_NAME);
+    set_comm(&CString::new(name).unwrap_or_default());
+    if let Some(title) = title {
+        title.set(name.as_bytes());
+    }
+    match entered {
         Ok(layers) => report(private, &Report::Entered { layers }, &[]),
         Err(failure) => fail(private, failure),
     }
     drop(orders);
 
     let Ok(Some(received)) = private.recv::<Order>() else { exit_now(1) };
-    let Ok((Order::Run { process_name }, [stdin, stdout, stderr, args])) = received.with() else {
-        exit_now(1)
-    };
+    let Ok((Order::Run, [stdin, stdout, stderr, args])) = received.with() else { exit_now(1) };
     if descriptors::become_stdio(stdin, stdout, stderr).is_err() {
         exit_now(1);
-    }
-    let name = process_name.as_deref().unwrap_or(DEFAULT_PROCESS_NAME);
-    set_comm(&CString::new(name).unwrap_or_default());
-    if let Some(title) = title {
-        title.set(name.as_bytes());
     }
     vec![args]
 }

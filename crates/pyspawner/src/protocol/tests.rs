@@ -1,0 +1,255 @@
+//! Whatever arrives ends in a message or in a typed error, for every type of message.
+
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+use proptest::sample::select;
+
+use super::*;
+
+/// Every value of an enum without fields: postcard numbers them from 0.
+fn all<T: DeserializeOwned>() -> Vec<T> {
+    (0..128_u8).map_while(|number| postcard::from_bytes(&[number]).ok()).collect()
+}
+
+fn text() -> impl Strategy<Value = String> {
+    prop_oneof![Just(String::new()), "[a-z_.]{1,20}", any::<String>()]
+}
+
+fn failure() -> impl Strategy<Value = Failure> {
+    (select(all()), select(all()), any::<i32>())
+        .prop_map(|(layer, step, errno)| Failure::new(layer, step, errno))
+}
+
+fn to_zygote() -> impl Strategy<Value = ToZygote> {
+    let sys_path = option::of(vec(vec(any::<u8>(), 0..40), 0..6));
+    let start = (any::<i32>(), text(), vec(text(), 0..6), sys_path).prop_map(
+        |(caller, child_main, preload_imports, sys_path)| Start {
+            caller,
+            child_main,
+            preload_imports,
+            sys_path,
+        },
+    );
+    prop_oneof![Just(ToZygote::Proceed), start.prop_map(ToZygote::Start)]
+}
+
+fn from_zygote() -> impl Strategy<Value = FromZygote> {
+    let threads = vec((text(), vec(text(), 0..4)), 0..4);
+    prop_oneof![
+        any::<i32>().prop_map(|watchdog| FromZygote::Hello { watchdog }),
+        text().prop_map(|module| FromZygote::Importing { module }),
+        (text(), text()).prop_map(|(summary, traceback)| FromZygote::Failed { summary, traceback }),
+        Just(FromZygote::HandOver),
+        (any::<i32>(), threads).prop_map(|(pid, threads)| FromZygote::Ready { pid, threads }),
+    ]
+}
+
+fn order() -> impl Strategy<Value = Order> {
+    let network = (text(), any::<[u8; 4]>(), any::<[u8; 4]>())
+        .prop_map(|(interface, address, gateway)| ChildNetwork { interface, address, gateway });
+    let orders = (option::of(text()), any::<bool>(), option::of(network), vec(select(all()), 0..6)).prop_map(
+        |(process_name, chroot, network, optional_layers)| Orders {
+            process_name,
+            chroot,
+            network,
+            optional_layers,
+        },
+    );
+    prop_oneof![orders.prop_map(Order::Enter), Just(Order::Run)]
+}
+
+fn report() -> impl Strategy<Value = Report> {
+    prop_oneof![
+        Just(Report::Born),
+        (any::<i32>(), any::<u32>()).prop_map(|(pid, first_id)| Report::Spawned { pid, first_id }),
+        (failure(), option::of(any::<i32>())).prop_map(|(failure, pid)| Report::NotSpawned { failure, pid }),
+        vec(select(all()), 0..10).prop_map(|layers| Report::Entered { layers }),
+        failure().prop_map(Report::Failed),
+    ]
+}
+
+fn watch() -> impl Strategy<Value = Watch> {
+    let refused = any::<i32>().prop_map(|errno| Watch::Refused { errno });
+    prop_oneof![Just(Watch::This), Just(Watch::Watching), refused]
+}
+
+/// A frame with our header and this body.
+fn framed<M: Message>(body: &[u8]) -> Vec<u8> {
+    let mut frame = encode_header::<M>();
+    frame.extend_from_slice(body);
+    frame
+}
+
+/// What every frame of this type begins with.
+fn encode_header<M: Message>() -> Vec<u8> {
+    let mut header = MAGIC.to_vec();
+    header.extend(VERSION.to_le_bytes());
+    header
+}
+
+/// What decodes is a message: as good as new when it is sent on.
+fn decodes_soundly<M: Message + PartialEq + std::fmt::Debug>(frame: &[u8]) -> Result<(), TestCaseError> {
+    if let Ok(message) = decode::<M>(frame) {
+        let again = encode(&message)?;
+        prop_assert!(again.len() <= frame.len(), "ours is the shortest encoding");
+        prop_assert_eq!(decode::<M>(&again), Ok(message));
+    }
+    Ok(())
+}
+
+/// The same properties for every type of message.
+macro_rules! conversations {
+    ($($name:ident: $message:ty,)+) => {
+        /// Every type by name, and whether a frame decodes as one.
+        const DECODERS: &[(&str, fn(&[u8]) -> bool)] =
+            &[$((stringify!($name), |frame| decode::<$message>(frame).is_ok()),)+];
+
+        $(mod $name {
+            use super::*;
+
+            proptest! {
+                #[test]
+                fn comes_back_as_it_was(message in super::$name()) {
+                    let frame = encode(&message)?;
+                    prop_assert!(frame.len() <= <$message>::MAX_FRAME);
+                    prop_assert_eq!(decode::<$message>(&frame), Ok(message));
+                }
+
+                #[test]
+                fn cut_short_anywhere_is_an_error(message in super::$name()) {
+                    let frame = encode(&message)?;
+                    let header = encode_header::<$message>().len();
+                    for length in 0..frame.len() {
+                        match decode::<$message>(&frame[..length]) {
+                            Err(ProtocolError::Truncated { length: said }) if length < header => prop_assert_eq!(said, length),
+                            Err(ProtocolError::Body(_)) if length >= header => {}
+                            other => prop_assert!(false, "{} of {} bytes: {:?}", length, frame.len(), other),
+                        }
+                    }
+                }
+
+                #[test]
+                fn bytes_after_it_are_an_error(message in super::$name(), extra in vec(any::<u8>(), 1..20)) {
+                    let mut frame = encode(&message)?;
+                    frame.extend_from_slice(&extra);
+                    let limit = <$message>::MAX_FRAME;
+                    let expected = if frame.len() > limit {
+                        ProtocolError::Oversized { length: frame.len(), limit }
+                    } else {
+                        ProtocolError::TrailingBytes { extra: extra.len() }
+                    };
+                    prop_assert_eq!(decode::<$message>(&frame), Err(expected));
+                }
+
+                #[test]
+                fn another_magic_or_version_is_an_error(
+                    message in super::$name(), at in 0..MAGIC.len(), flip in 1..=u8::MAX, theirs in any::<u16>(),
+                ) {
+                    let mut frame = encode(&message)?;
+                    frame[MAGIC.len()..MAGIC.len() + 2].copy_from_slice(&theirs.to_le_bytes());
+                    if theirs != VERSION {
+                        prop_assert_eq!(decode::<$message>(&frame), Err(ProtocolError::Version { theirs }));
+                    }
+                    frame[at] ^= flip;
+                    prop_assert_eq!(decode::<$message>(&frame), Err(ProtocolError::Magic));
+                }
+
+                #[test]
+                fn in_another_conversation_it_is_an_error(message in super::$name()) {
+                    let frame = encode(&message)?;
+                    for (other, decodes) in DECODERS {
+                        prop_assert_eq!(decodes(&frame), *other == stringify!($name), "as {}", other);
+                    }
+                }
+
+                #[test]
+                fn comes_with_its_descriptors_or_is_an_error(message in super::$name(), got in 0..10_usize) {
+                    let expected = message.descriptors();
+                    let answer = check_descriptors(&message, got);
+                    if got == expected {
+                        prop_assert_eq!(answer, Ok(()));
+                    } else {
+                        prop_assert_eq!(answer, Err(ProtocolError::DescriptorCount { expected, got }));
+                    }
+                }
+
+                #[test]
+                fn any_bytes_are_a_message_or_an_error(frame in vec(any::<u8>(), 0..64)) {
+                    decodes_soundly::<$message>(&frame)?;
+                    decodes_soundly::<$message>(&framed::<$message>(&frame))?;
+                }
+
+                #[test]
+                fn changed_bytes_are_a_message_or_an_error(
+                    message in super::$name(), changes in vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+                ) {
+                    let mut frame = encode(&message)?;
+                    for (at, value) in changes {
+                        let at = at.index(frame.len());
+                        frame[at] = value;
+                    }
+                    decodes_soundly::<$message>(&frame)?;
+                }
+            }
+
+            #[test]
+            fn longer_than_its_limit_is_an_error() {
+                let limit = <$message>::MAX_FRAME;
+                for length in [limit + 1, 10 * limit] {
+                    let frame = framed::<$message>(&vec![0; length - encode_header::<$message>().len()]);
+                    assert_eq!(decode::<$message>(&frame), Err(ProtocolError::Oversized { length, limit }));
+                }
+            }
+        })+
+    };
+}
+
+fn spawn() -> impl Strategy<Value = Spawn> {
+    Just(Spawn)
+}
+
+conversations! {
+    to_zygote: ToZygote,
+    spawn: Spawn,
+    from_zygote: FromZygote,
+    order: Order,
+    report: Report,
+    watch: Watch,
+}
+
+#[test]
+fn a_message_longer_than_its_limit_is_not_encoded() {
+    let start = |length: usize| ToZygote::Start(Start { child_main: "x".repeat(length), ..Start::default() });
+    let longest = (0..).find(|spare| encode(&start(LARGE - spare)).is_ok()).expect("some length fits");
+    assert_eq!(encode(&start(LARGE - longest)).map(|frame| frame.len()), Ok(LARGE));
+    assert_eq!(
+        encode(&start(LARGE - longest + 1)),
+        Err(ProtocolError::Oversized { length: LARGE + 1, limit: LARGE })
+    );
+}
+
+#[test]
+fn a_length_that_lies_costs_no_memory() {
+    // Variant `Start`, caller 0, then a string that claims to be 4 GiB long.
+    let claim = [0, 0, 0xff, 0xff, 0xff, 0xff, 0x0f];
+    let answer = decode::<ToZygote>(&framed::<ToZygote>(&claim));
+    assert_eq!(answer, Err(ProtocolError::Body(postcard::Error::DeserializeUnexpectedEnd)));
+    // Variant `Ready`, pid 0, then as many threads.
+    let claim = [4, 0, 0xff, 0xff, 0xff, 0xff, 0x0f];
+    let answer = decode::<FromZygote>(&framed::<FromZygote>(&claim));
+    assert_eq!(answer, Err(ProtocolError::Body(postcard::Error::DeserializeUnexpectedEnd)));
+}
+
+#[test]
+fn the_longest_traceback_fits_a_frame() {
+    let message =
+        FromZygote::Failed { summary: "x".repeat(MAX_TRACEBACK / 8), traceback: "x".repeat(MAX_TRACEBACK) };
+    assert!(encode(&message).is_ok());
+}
+
+#[test]
+fn every_step_and_layer_is_tried() {
+    assert!(all::<crate::error::Step>().len() > 30);
+    assert!(all::<Layer>().len() >= 9);
+}
