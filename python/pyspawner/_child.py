@@ -14,37 +14,23 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def run(child_main: Callable[..., object], args_descriptor: int) -> NoReturn:
-    """Unpickle the args, call ``child_main(*args)`` and end the process as Python would."""
+def run(child_main: Callable[..., object], args_descriptor: int, reseeding: list[Callable[[], object]]) -> NoReturn:
+    """Unpickle the args, call ``child_main(*args)`` and end the process as Python would.
+
+    Every line here is paid for in each child, and mostly in pages that it touches first.
+    """
     code = 1
     try:
-        _forget_exit_handlers()
-        _differ_from_siblings()
+        # Handlers of the zygote's modules are not this process's: it did not open what they would close.
+        atexit._clear()
+        for reseed in reseeding:
+            reseed()
         code = _call(child_main, args_descriptor)
         code = _finish(code)
     finally:
         # Readers see the end of file now, and not after the kernel has torn the memory down.
         os.closerange(0, 3)
         os._exit(code)
-
-
-def _forget_exit_handlers() -> None:
-    """Forget what the zygote's modules would do at exit: this process did not open what they would close.
-
-    But it may itself start what these two end.
-    """
-    atexit._clear()
-    for module_name, handler in (("logging", "shutdown"), ("multiprocessing.util", "_exit_function")):
-        module = sys.modules.get(module_name)
-        if module is not None:
-            atexit.register(getattr(module, handler))
-
-
-def _differ_from_siblings() -> None:
-    """Reseed what fork hooks do not: ``random`` does it itself, ``uuid``, ``secrets`` and ``ssl`` ask the kernel."""
-    numpy_random = sys.modules.get("numpy.random")
-    if numpy_random is not None:
-        numpy_random.seed()
 
 
 def _call(child_main: Callable[..., object], args_descriptor: int) -> int:
@@ -73,12 +59,27 @@ def _exit_code(error: SystemExit) -> int:
 
 
 def _finish(code: int) -> int:
-    """Join threads, run exit handlers and flush, as the interpreter does at its end."""
-    # There is no public name for what the interpreter does here; multiprocessing calls the same.
-    threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+    """Join threads and processes, run exit handlers and flush, as the interpreter does at its end."""
+    if threading.active_count() > 1:
+        # There is no public name for what the interpreter does here; multiprocessing calls the same.
+        threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
     atexit._run_exitfuncs()
+    _run_forgotten_handlers()
     for stream in (sys.stdout, sys.stderr):
         # The reader may be gone, and user code may have closed or replaced the stream.
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
     return code
+
+
+def _run_forgotten_handlers() -> None:
+    """Do what logging and multiprocessing do at exit, where the child has used them: they registered it in the zygote."""
+    logging = sys.modules.get("logging")
+    # One handler is always there, logging's own last resort.
+    if logging is not None and len(logging._handlerList) > 1:
+        logging.shutdown()
+    multiprocessing = sys.modules.get("multiprocessing.util")
+    if multiprocessing is not None and (
+        multiprocessing._finalizer_registry or sys.modules["multiprocessing.process"]._children
+    ):
+        multiprocessing._exit_function()

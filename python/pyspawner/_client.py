@@ -125,12 +125,12 @@ class Client:
     def zygote_pid(self) -> int:
         """The zygote's pid, for monitoring. It shows as ``pyspawner: zygote`` in ps and top.
 
-        :raises RuntimeError: the Client did not start.
+        :raises RuntimeError: the Client is closed.
         """
-        return self._started().zygote_pid
+        return self._open().zygote_pid
 
     def __repr__(self) -> str:
-        state = f"zygote pid {self._native.zygote_pid}" if self._native else "not started"
+        state = f"zygote pid {self._native.zygote_pid}" if self._native else "closed"
         return f"<{type(self).__name__}: {state}>"
 
     def spawn_child(
@@ -162,7 +162,7 @@ class Client:
             raise TypeError(f"sandbox_config must be a SandboxConfig, not {sandbox_config!r}")
         if isinstance(sandbox_config.skip_sandbox_except, str):
             raise TypeError("skip_sandbox_except must be a frozenset of layer names, not a string")
-        native = self._started()
+        native = self._open()
         pickled = pickle.dumps(list(args), protocol=5)  # every supported Python reads 5
         if sandbox_config.skip_sandbox_except:
             warnings.warn(
@@ -199,15 +199,13 @@ class Client:
 
         Without it, children that still run when the caller ends are killed.
         """
-        native, self._native_closed = self._native, True
+        native, self._native = self._native, None
         if native is not None:
             native.close()
 
-    _native_closed = False
-
-    def _started(self) -> _native.Client:
+    def _open(self) -> _native.Client:
         if self._native is None:
-            raise RuntimeError("the Client did not start")
+            raise RuntimeError("the Client is closed")
         return self._native
 
     def __enter__(self) -> Client:
@@ -223,7 +221,7 @@ class Client:
 
     def __del__(self) -> None:
         # At the interpreter's end it counts as the caller's death: the watchdog kills what still runs.
-        if self.__dict__.get("_native") is not None and not self._native_closed and not sys.is_finalizing():
+        if self.__dict__.get("_native") is not None and not sys.is_finalizing():
             warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
             self.close()
 

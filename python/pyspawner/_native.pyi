@@ -65,6 +65,8 @@ class Boot:
         """Tell the caller why there will be no zygote."""
     def must_hand_over(self) -> bool:
         """Whether imports left threads behind, so that the zygote must fork first."""
+    def hand_over(self, successor: int) -> None:
+        """Tell the caller which process goes on; then this one must end."""
     def take_over(self, predecessor: int) -> None:
         """In that fork: wait until the process behind the pidfd has ended and the caller is the parent."""
     def serve(

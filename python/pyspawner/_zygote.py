@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyspawner import _child
 from pyspawner._native import Boot
+from pyspawner._randomness import plan_reseeding
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +38,7 @@ def main() -> None:
     child_main = _attempt(boot, f"child_main {boot.child_main!r} is not usable", lambda: _find_child_main(boot))
     _attempt(boot, "cannot leave the imports' threads behind", lambda: _leave_threads_behind(boot))
 
+    reseeding = _attempt(boot, "cannot plan new random state for children", plan_reseeding)
     # Whatever an import put in their place: a child's streams are its descriptors 0 to 2.
     sys.stdin, sys.stdout, sys.stderr = streams
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = streams  # pyright: ignore[reportConstantRedefinition, reportAttributeAccessIssue]
@@ -48,7 +50,7 @@ def main() -> None:
     args = boot.serve(_installation(), [Path(entry or ".") for entry in sys.path])
     if args is None:
         os._exit(0)
-    _child.run(child_main, args)
+    _child.run(child_main, args, reseeding)
 
 
 def _restore_environment() -> None:
@@ -88,7 +90,11 @@ def _leave_threads_behind(boot: Boot) -> None:
     with warnings.catch_warnings():
         # Python warns of forks in threaded processes. Here the real fork, with every library's handlers, is the remedy.
         warnings.simplefilter("ignore", DeprecationWarning)
-        if os.fork():
+        successor = os.fork()
+    if successor:
+        try:
+            boot.hand_over(successor)
+        finally:
             os._exit(0)
     boot.take_over(predecessor)
 

@@ -230,3 +230,25 @@ def test_a_client_that_is_forgotten_closes_itself_and_warns():
 
 def test_the_repr_names_the_zygote(client):
     assert repr(client) == f"<Client: zygote pid {client.zygote_pid}>"
+
+
+@pytest.mark.parametrize(
+    ("hook", "said"),
+    [
+        ("after_in_child=lambda: os._exit(7)", "exit code 7"),
+        ("after_in_child=lambda: os.kill(os.getpid(), 9)", "signal 9"),
+        ("before=lambda: os._exit(5)", "exit code 5"),
+        ("after_in_child=lambda: threading.Thread(target=threading.Event().wait, daemon=True).start()", "threads"),
+    ],
+)
+def test_a_module_whose_fork_hook_breaks_the_hand_over_is_a_clear_error(make_module, hook, said):
+    """The zygote forks when imports have left threads behind; see the page on threads."""
+    make_module(
+        "hooked",
+        f"""
+        import os, threading
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
+        os.register_at_fork({hook})
+        """,
+    )
+    assert said in str(start_fails(preload_imports=["hooked"]))

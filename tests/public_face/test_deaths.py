@@ -250,5 +250,6 @@ def test_a_fork_of_the_caller_that_ends_harms_nobody():
 def test_a_stopped_zygote_is_ended_by_close():
     client = pyspawner.Client(child_main="support.run_source")
     os.kill(client.zygote_pid, signal.SIGSTOP)
+    zygote = client.zygote_pid
     client.close()
-    assert not is_alive(client.zygote_pid)
+    assert not is_alive(zygote)

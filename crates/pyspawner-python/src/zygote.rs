@@ -81,6 +81,11 @@ impl Boot {
         self.core()?.must_hand_over().map_err(|error| from_zygote(&error))
     }
 
+    /// Tells the caller which process goes on; then this one must end.
+    fn hand_over(&mut self, successor: i32) -> PyResult<()> {
+        self.core()?.hand_over(successor).map_err(|error| from_zygote(&error))
+    }
+
     /// In that fork: waits until the process behind the pidfd `predecessor` has ended and the caller is the parent.
     fn take_over(&mut self, predecessor: RawFd) -> PyResult<()> {
         self.core()?.take_over(predecessor).map_err(|error| from_zygote(&error))

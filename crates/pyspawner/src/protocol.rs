@@ -157,10 +157,13 @@ pub enum FromZygote {
     },
     /// The zygote is about to fork itself, to leave the threads of its imports behind.
     HandOver,
-    /// The zygote serves. With it: its pidfd.
-    Ready {
-        /// The serving zygote's pid.
+    /// It has, and ends now. With it: the pidfd of its successor.
+    HandedOver {
+        /// The successor's pid.
         pid: i32,
+    },
+    /// The zygote serves.
+    Ready {
         /// The threads that imports started, as `(module, thread names)`.
         threads: Vec<(String, Vec<String>)>,
     },
@@ -171,8 +174,8 @@ impl Message for FromZygote {
 
     fn descriptors(&self) -> usize {
         match self {
-            Self::Hello { .. } | Self::Ready { .. } => 1,
-            Self::Importing { .. } | Self::Failed { .. } | Self::HandOver => 0,
+            Self::Hello { .. } | Self::HandedOver { .. } => 1,
+            Self::Importing { .. } | Self::Failed { .. } | Self::HandOver | Self::Ready { .. } => 0,
         }
     }
 }

@@ -87,7 +87,7 @@ impl Client {
     }
 
     fn reap_unborn(&self) {
-        lock(&self.unborn).retain_mut(|birth| !birth.end_if_known());
+        lock(&self.unborn).retain_mut(|birth| !birth.end_within(0));
     }
 }
 
@@ -104,15 +104,19 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Waits until one of `descriptors` is readable or at its end, and says which are.
+///
+/// A signal that comes just before poll(2) does not interrupt it, so `interrupt` is asked now and then too; not at once, because to ask
+/// a caller written in Python takes a lock that its other threads may hold.
 fn wait_for<const N: usize>(
     descriptors: [BorrowedFd<'_>; N],
     interrupt: Interrupt<'_>,
 ) -> Result<[bool; N], Error> {
+    const TENTH: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
     loop {
         let mut polled = descriptors.map(|descriptor| PollFd::from_borrowed_fd(descriptor, PollFlags::IN));
-        match poll(&mut polled, None) {
+        match poll(&mut polled, Some(&TENTH)) {
+            Ok(0) | Err(Errno::INTR) => interrupt()?,
             Ok(_) => return Ok(polled.map(|one| !one.revents().is_empty())),
-            Err(Errno::INTR) => interrupt()?,
             Err(errno) => return Err(Error::io("poll")(errno)),
         }
     }

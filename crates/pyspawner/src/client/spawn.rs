@@ -25,6 +25,9 @@ const MAX_ATTEMPTS: usize = 16;
 /// How long a zygote that has dropped a request may take to turn out dead and not merely out of descriptors, in seconds.
 const DEATH_PATIENCE: i64 = 2;
 
+/// How long a spawn that a signal handler has interrupted waits for the child that it must end, in seconds.
+const BIRTH_PATIENCE: i64 = 1;
+
 /// What to run and how to lock it in.
 #[derive(Debug)]
 pub struct SpawnRequest<'a> {
@@ -52,7 +55,6 @@ impl Client {
         request.sandbox.validate()?;
         let process_name = request.process_name.map(config::process_name).transpose()?;
         let request = &SpawnRequest { process_name, ..*request };
-        self.reap_unborn();
 
         let (provisions, pipes) = Provisions::make(request)?;
         let mut attempt = 1;
@@ -64,6 +66,8 @@ impl Client {
                 other => break other?,
             }
         };
+        // The zygote answers in order: what was asked for and given up before is known now.
+        self.reap_unborn();
         let layers = newborn.lock_in(request, &provisions, interrupt)?;
         let layers =
             layers.into_iter().map(|layer| (layer, describe(layer, request.sandbox, first_id))).collect();
@@ -99,7 +103,10 @@ impl Client {
             let [reported, zygote_ended] = match ready {
                 Ok(ready) => ready,
                 Err(error) => {
-                    lock(&self.unborn).push(birth);
+                    // The request cannot be taken back. A zygote that does not answer now is asked again after the next one.
+                    if !birth.end_within(BIRTH_PATIENCE) {
+                        lock(&self.unborn).push(birth);
+                    }
                     return Err(error);
                 }
             };
@@ -221,9 +228,9 @@ impl Birth {
         drop(self.into_newborn(None));
     }
 
-    /// Does so as soon as it is known whether there is one. `true`: it is known, and done.
-    pub(super) fn end_if_known(&mut self) -> bool {
-        while readable_within(self.private.as_fd(), 0) {
+    /// Does so if it turns out within some seconds whether there is one. `true`: it did, and it is done.
+    pub(super) fn end_within(&mut self, seconds: i64) -> bool {
+        while self.born.is_none() && readable_within(self.private.as_fd(), seconds) {
             match self.read() {
                 Ok(News::Born) => {}
                 Ok(News::NoChild) => return true,

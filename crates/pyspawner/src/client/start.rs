@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags, child_subreaper, getpid, pidfd_open, set_child_subreaper};
 
@@ -126,11 +127,20 @@ impl Youth {
                     return Err(StartError::Import { summary, traceback }.into());
                 }
                 FromZygote::HandOver => {
-                    let received = self.adopt(&executable, interrupt)?;
-                    let Some(received) = received else { return Err(self.obituary(executable).into()) };
-                    return self.grown(received);
+                    if !self.adopt(&executable, interrupt)? {
+                        return Err(self.obituary(executable).into());
+                    }
                 }
-                FromZygote::Ready { .. } => return self.grown(received),
+                FromZygote::Ready { threads } => {
+                    let out_of_order = ProtocolError::OutOfOrder { waiting_for: "hello" };
+                    let (Some(zygote), Some(watchdog)) = (self.process.take(), self.watchdog.take()) else {
+                        return Err(out_of_order.into());
+                    };
+                    return Ok((zygote, watchdog, threads));
+                }
+                FromZygote::HandedOver { .. } => {
+                    return Err(ProtocolError::OutOfOrder { waiting_for: "ready" }.into());
+                }
             }
         }
     }
@@ -178,44 +188,32 @@ impl Youth {
         }
     }
 
-    /// Adopts the zygote's second generation: it is our grandchild, and becomes our child when the first ends.
-    fn adopt(
-        &mut self,
-        executable: &PathBuf,
-        interrupt: Interrupt<'_>,
-    ) -> Result<Option<Received<FromZygote>>, Error> {
+    /// Adopts the zygote's second generation: it is our grandchild, and becomes our child when the first ends. `false` when the first has
+    /// ended without a successor.
+    fn adopt(&mut self, executable: &PathBuf, interrupt: Interrupt<'_>) -> Result<bool, Error> {
         let _turn = lock(&SUBREAPER);
         let was = child_subreaper().map_err(Error::io("prctl(PR_GET_CHILD_SUBREAPER)"))?;
         set_child_subreaper(Some(getpid())).map_err(Error::io("prctl(PR_SET_CHILD_SUBREAPER)"))?;
-        let ready = match self.connection.send(&ToZygote::Proceed, &[]) {
-            Ok(()) => self.next_message(executable, interrupt),
-            Err(error) => Err(channel_error(error)),
-        };
-        let restored = set_child_subreaper(was).map_err(Error::io("prctl(PR_SET_CHILD_SUBREAPER)"));
-        let ready = ready?;
-        restored?;
-        if matches!(ready, Some(Received { message: FromZygote::Ready { .. }, .. })) {
-            // The first generation has ended: the second said so by being ready.
-            if let Some(first) = self.process.take() {
-                first.reap();
-            }
-        }
-        Ok(ready)
+        let adopted = self.succeed(executable, interrupt);
+        set_child_subreaper(was).map_err(Error::io("prctl(PR_SET_CHILD_SUBREAPER)"))?;
+        adopted
     }
 
-    fn grown(&mut self, received: Received<FromZygote>) -> Result<Grown, Error> {
+    fn succeed(&mut self, executable: &PathBuf, interrupt: Interrupt<'_>) -> Result<bool, Error> {
+        match self.connection.send(&ToZygote::Proceed, &[]) {
+            // What ended it is found by the caller of this.
+            Err(ChannelError::Io(Errno::PIPE | Errno::CONNRESET)) => return Ok(false),
+            other => other.map_err(channel_error)?,
+        }
+        let Some(received) = self.next_message(executable, interrupt)? else { return Ok(false) };
         match received.with().map_err(channel_error)? {
-            (FromZygote::Ready { pid, threads }, [pidfd]) => {
-                let zygote = Process::new(pid, pidfd);
-                let watchdog =
-                    self.watchdog.take().ok_or(ProtocolError::OutOfOrder { waiting_for: "hello" })?;
-                self.process = None;
-                Ok((zygote, watchdog, threads))
+            (FromZygote::HandedOver { pid }, [pidfd]) => {
+                let first = self.process.replace(Process::new(pid, pidfd));
+                // It ends at once; and when it has, the second is ours.
+                first.map(|first| first.reap());
+                Ok(true)
             }
-            (FromZygote::Failed { summary, traceback }, _) => {
-                Err(StartError::Import { summary, traceback }.into())
-            }
-            _ => Err(ProtocolError::OutOfOrder { waiting_for: "ready" }.into()),
+            _ => Err(ProtocolError::OutOfOrder { waiting_for: "handed over" }.into()),
         }
     }
 

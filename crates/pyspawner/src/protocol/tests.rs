@@ -41,7 +41,8 @@ fn from_zygote() -> impl Strategy<Value = FromZygote> {
         text().prop_map(|module| FromZygote::Importing { module }),
         (text(), text()).prop_map(|(summary, traceback)| FromZygote::Failed { summary, traceback }),
         Just(FromZygote::HandOver),
-        (any::<i32>(), threads).prop_map(|(pid, threads)| FromZygote::Ready { pid, threads }),
+        any::<i32>().prop_map(|pid| FromZygote::HandedOver { pid }),
+        threads.prop_map(|threads| FromZygote::Ready { threads }),
     ]
 }
 
@@ -74,18 +75,12 @@ fn watch() -> impl Strategy<Value = Watch> {
     prop_oneof![Just(Watch::This), Just(Watch::Watching), refused]
 }
 
-/// A frame with our header and this body.
-fn framed<M: Message>(body: &[u8]) -> Vec<u8> {
-    let mut frame = encode_header::<M>();
+/// A frame with the header of `message` and another body.
+fn framed<M: Message>(message: &M, body: &[u8]) -> Vec<u8> {
+    let mut frame = encode(message).expect("a frame");
+    frame.truncate(HEADER);
     frame.extend_from_slice(body);
     frame
-}
-
-/// What every frame of this type begins with.
-fn encode_header<M: Message>() -> Vec<u8> {
-    let mut header = MAGIC.to_vec();
-    header.extend(VERSION.to_le_bytes());
-    header
 }
 
 /// What decodes is a message: as good as new when it is sent on.
@@ -119,11 +114,10 @@ macro_rules! conversations {
                 #[test]
                 fn cut_short_anywhere_is_an_error(message in super::$name()) {
                     let frame = encode(&message)?;
-                    let header = encode_header::<$message>().len();
                     for length in 0..frame.len() {
                         match decode::<$message>(&frame[..length]) {
-                            Err(ProtocolError::Truncated { length: said }) if length < header => prop_assert_eq!(said, length),
-                            Err(ProtocolError::Body(_)) if length >= header => {}
+                            Err(ProtocolError::Truncated { length: said }) if length < HEADER => prop_assert_eq!(said, length),
+                            Err(ProtocolError::Body(_)) if length >= HEADER => {}
                             other => prop_assert!(false, "{} of {} bytes: {:?}", length, frame.len(), other),
                         }
                     }
@@ -175,9 +169,19 @@ macro_rules! conversations {
                 }
 
                 #[test]
-                fn any_bytes_are_a_message_or_an_error(frame in vec(any::<u8>(), 0..64)) {
-                    decodes_soundly::<$message>(&frame)?;
-                    decodes_soundly::<$message>(&framed::<$message>(&frame))?;
+                fn any_bytes_are_a_message_or_an_error(
+                    message in super::$name(), bytes in vec(any::<u8>(), 0..64),
+                ) {
+                    decodes_soundly::<$message>(&bytes)?;
+                    decodes_soundly::<$message>(&framed(&message, &bytes))?;
+                }
+
+                #[test]
+                fn longer_than_its_limit_is_an_error(message in super::$name(), extra in 1..100_000_usize) {
+                    let limit = <$message>::MAX_FRAME;
+                    let length = limit + extra;
+                    let frame = framed(&message, &vec![0; length - HEADER]);
+                    prop_assert_eq!(decode::<$message>(&frame), Err(ProtocolError::Oversized { length, limit }));
                 }
 
                 #[test]
@@ -193,14 +197,6 @@ macro_rules! conversations {
                 }
             }
 
-            #[test]
-            fn longer_than_its_limit_is_an_error() {
-                let limit = <$message>::MAX_FRAME;
-                for length in [limit + 1, 10 * limit] {
-                    let frame = framed::<$message>(&vec![0; length - encode_header::<$message>().len()]);
-                    assert_eq!(decode::<$message>(&frame), Err(ProtocolError::Oversized { length, limit }));
-                }
-            }
         })+
     };
 }
@@ -221,7 +217,7 @@ conversations! {
 #[test]
 fn a_message_longer_than_its_limit_is_not_encoded() {
     let start = |length: usize| ToZygote::Start(Start { child_main: "x".repeat(length), ..Start::default() });
-    let longest = (0..).find(|spare| encode(&start(LARGE - spare)).is_ok()).expect("some length fits");
+    let longest = (0..LARGE).find(|spare| encode(&start(LARGE - spare)).is_ok()).expect("some length fits");
     assert_eq!(encode(&start(LARGE - longest)).map(|frame| frame.len()), Ok(LARGE));
     assert_eq!(
         encode(&start(LARGE - longest + 1)),
@@ -231,14 +227,16 @@ fn a_message_longer_than_its_limit_is_not_encoded() {
 
 #[test]
 fn a_length_that_lies_costs_no_memory() {
-    // Variant `Start`, caller 0, then a string that claims to be 4 GiB long.
-    let claim = [0, 0, 0xff, 0xff, 0xff, 0xff, 0x0f];
-    let answer = decode::<ToZygote>(&framed::<ToZygote>(&claim));
-    assert_eq!(answer, Err(ProtocolError::Body(postcard::Error::DeserializeUnexpectedEnd)));
-    // Variant `Ready`, pid 0, then as many threads.
-    let claim = [4, 0, 0xff, 0xff, 0xff, 0xff, 0x0f];
-    let answer = decode::<FromZygote>(&framed::<FromZygote>(&claim));
-    assert_eq!(answer, Err(ProtocolError::Body(postcard::Error::DeserializeUnexpectedEnd)));
+    // Both end in a length of 0. Instead they claim 4 GiB, and that many threads.
+    for message in
+        [FromZygote::Importing { module: String::new() }, FromZygote::Ready { threads: Vec::new() }]
+    {
+        let mut frame = encode(&message).expect("a frame");
+        assert_eq!(frame.pop(), Some(0));
+        frame.extend([0xff, 0xff, 0xff, 0xff, 0x0f]);
+        let ends = ProtocolError::Body(postcard::Error::DeserializeUnexpectedEnd);
+        assert_eq!(decode::<FromZygote>(&frame), Err(ends));
+    }
 }
 
 #[test]

@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::process::{PidfdFlags, getpid, getppid, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, getpid, getppid, pidfd_open};
 
 use crate::channel::{Channel, ChannelError, Received};
 use crate::protocol::{FromZygote, MAX_TRACEBACK, Message, Start, ToZygote};
@@ -168,6 +168,20 @@ impl Boot {
         }
     }
 
+    /// After the fork, in the process that must end now: tells the caller who goes on.
+    ///
+    /// # Errors
+    ///
+    /// The caller is gone; `ESRCH` when the successor has not lived to hear it.
+    pub fn hand_over(&self, successor: i32) -> Result<(), ZygoteError> {
+        let doing = "opening the successor's pidfd";
+        let pid = Pid::from_raw(successor).ok_or(Errno::SRCH).map_err(ZygoteError::io(doing))?;
+        let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(ZygoteError::io(doing))?;
+        self.channel
+            .send(&FromZygote::HandedOver { pid: successor }, &[pidfd.as_fd()])
+            .map_err(ZygoteError::channel("handing over"))
+    }
+
     /// In the fork: waits until its parent, `predecessor`, has ended and the caller is the parent. Then children cloned with `CLONE_PARENT`
     /// are the caller's.
     ///
@@ -201,13 +215,9 @@ impl Boot {
         if names.len() > 1 {
             return Err(refused(ZygoteError::Threads { names }, &self.channel));
         }
-        let pid = getpid().as_raw_nonzero().get();
-        let pidfd = own_pidfd().map_err(ZygoteError::io("opening an own pidfd"))?;
         let plan = Plan::new(needs).map_err(|error| refused(error, &self.channel))?;
         let threads = self.census.into_report();
-        self.channel
-            .send(&FromZygote::Ready { pid, threads }, &[pidfd.as_fd()])
-            .map_err(ZygoteError::channel("ready"))?;
+        self.channel.send(&FromZygote::Ready { threads }, &[]).map_err(ZygoteError::channel("ready"))?;
         Ok(Zygote::new(self.channel, self.watchdog, self.title, plan))
     }
 

@@ -1,0 +1,145 @@
+"""The public names, their shapes and defaults, and the stub of the native module."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import os
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import pyspawner
+from pyspawner import _native, _platform
+
+
+def test_the_public_names_are_these():
+    assert sorted(pyspawner.__all__) == [
+        "ChildProcess",
+        "Client",
+        "InsecureSandboxWarning",
+        "NetlinkError",
+        "NetworkConfig",
+        "SandboxConfig",
+        "SandboxError",
+        "ZygoteDiedError",
+        "ZygoteStartError",
+        "__version__",
+    ]
+    visible = {name for name in vars(pyspawner) if not name.startswith("_")}
+    assert visible == {name for name in pyspawner.__all__ if not name.startswith("_")}
+
+
+def test_signatures_are_those_of_1_0():
+    def shape(function) -> list[tuple[str, object, object]]:
+        parameters = list(inspect.signature(function).parameters.values())[1:]
+        return [(p.name, p.kind, None if p.default is p.empty else p.default) for p in parameters]
+
+    by_name, either = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+    assert shape(pyspawner.Client.__init__) == [
+        ("child_main", by_name, None),
+        ("environment", by_name, {}),
+        ("preload_imports", by_name, []),
+        ("executable", by_name, sys.executable),
+    ]
+    assert shape(pyspawner.Client.spawn_child) == [
+        ("args", either, []),
+        ("process_name", by_name, None),
+        ("sandbox_config", by_name, None),
+    ]
+    assert shape(pyspawner.Client.close) == []
+    assert shape(pyspawner.ChildProcess.kill) == []
+    assert shape(pyspawner.ChildProcess.wait) == [("options", either, 0)]
+
+
+def test_the_configurations_are_those_of_1_0():
+    assert dataclasses.asdict(pyspawner.NetworkConfig()) == {
+        "kernel_veth_name": "veth-pyspawn",
+        "child_veth_name": "veth-pyspawn-c",
+        "kernel_ipv4_address": "192.168.123.1",
+        "child_ipv4_address": "192.168.123.2",
+    }
+    assert dataclasses.asdict(pyspawner.SandboxConfig()) == {
+        "chroot_dir": None,
+        "network": None,
+        "skip_sandbox_except": frozenset(),
+    }
+    config = pyspawner.SandboxConfig(Path("/x"), pyspawner.NetworkConfig("a", "b"), frozenset({"seccomp"}))
+    assert hash(config) == hash(dataclasses.replace(config))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.network = None  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_errors_are_os_errors_and_can_be_told_apart():
+    assert issubclass(pyspawner.SandboxError, OSError)
+    assert issubclass(pyspawner.NetlinkError, pyspawner.SandboxError)
+    assert issubclass(pyspawner.ZygoteDiedError, OSError)
+    assert not issubclass(pyspawner.ZygoteDiedError, pyspawner.SandboxError)
+    assert issubclass(pyspawner.InsecureSandboxWarning, UserWarning)
+
+
+def test_one_version_everywhere():
+    assert pyspawner.__version__ == metadata.version("pyspawner") == "2.0.0"
+
+
+def test_there_is_no_required_dependency():
+    assert metadata.requires("pyspawner") in (None, [])
+
+
+def members(node: ast.ClassDef) -> set[str]:
+    return {item.name for item in node.body if isinstance(item, ast.FunctionDef) and item.name != "__new__"}
+
+
+def test_the_stub_describes_the_native_module():
+    stub = ast.parse(Path(pyspawner.__file__).with_name("_native.pyi").read_text())
+    classes = {node.name: node for node in stub.body if isinstance(node, ast.ClassDef)}
+    variables = {node.target.id for node in stub.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)}
+    present = {name for name in vars(_native) if name == "__version__" or not name.startswith("_")}
+    assert classes.keys() | variables == present
+    for name, node in classes.items():
+        native = getattr(_native, name)
+        assert members(node) == {member for member in vars(native) if not member.startswith("_")}
+        for item in node.body:
+            assert isinstance(item, (ast.FunctionDef, ast.Expr))
+            if isinstance(item, ast.FunctionDef) and not item.decorator_list:
+                stubbed = [argument.arg for argument in item.args.args[1:] + item.args.kwonlyargs]
+                function = native if item.name == "__new__" else getattr(native, item.name)
+                signature = inspect.signature(function)
+                assert stubbed == [p for p in signature.parameters if p != "self"], f"{name}.{item.name}"
+
+
+def test_every_public_name_has_a_docstring():
+    for name in pyspawner.__all__:
+        thing = getattr(pyspawner, name)
+        if inspect.isclass(thing):
+            assert inspect.getdoc(thing), name
+            for member, value in vars(thing).items():
+                if not member.startswith("_") and (inspect.isfunction(value) or isinstance(value, property)):
+                    assert inspect.getdoc(value), f"{name}.{member}"
+
+
+@pytest.mark.parametrize(
+    ("platform", "machine", "release", "said"),
+    [
+        ("darwin", "arm64", "24.0", "this is darwin"),
+        ("win32", "AMD64", "11", "this is win32"),
+        ("linux", "riscv64", "6.8.0-generic", "this machine is riscv64"),
+        ("linux", "x86_64", "5.4.0-42-generic", "this kernel is 5.4.0-42-generic"),
+        ("linux", "aarch64", "4.19.0", "this kernel is 4.19.0"),
+    ],
+)
+def test_elsewhere_the_import_says_what_is_needed(monkeypatch, platform, machine, release, said):
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result(("", "", release, "", machine)))
+    with pytest.raises(ImportError, match=f"needs Linux 5.10 or later on x86_64 or aarch64.*{said}"):
+        _platform.check()
+
+
+@pytest.mark.parametrize("release", ["5.10.0", "5.15.0-1-cloud-amd64", "6.18.44", "10.0", "strange"])
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_here_the_import_goes_on(monkeypatch, machine, release):
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result(("", "", release, "", machine)))
+    _platform.check()
