@@ -8,14 +8,13 @@ import sys
 import tempfile
 import textwrap
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import attacks
-
 import pyspawner
 
 SANDBOX = pyspawner.SandboxConfig()
@@ -64,7 +63,7 @@ def spawn(
 
 
 def communicate(child: pyspawner.ChildProcess, stdin: bytes = b"", *, timeout: float = 120) -> Outcome:
-    """Feed a child, read both its pipes to the end, and reap it. A child that hangs is killed, and shows a signal."""
+    """Feed a child, read both pipes to the end, and reap it. One that hangs is killed, and shows a signal."""
     outputs: dict[str, bytes] = {}
 
     def read(name: str) -> None:
@@ -107,7 +106,7 @@ def open_descriptors() -> dict[int, str]:
     found = {}
     for entry in Path("/proc/self/fd").iterdir():
         try:
-            found[int(entry.name)] = os.readlink(entry)
+            found[int(entry.name)] = str(entry.readlink())
         except OSError:
             continue
     return {number: target for number, target in found.items() if not target.endswith("/fd")}
@@ -139,16 +138,18 @@ def visible_directory() -> Iterator[Path]:
         yield Path(name)
 
 
-def run_caller(source: str, **popen: Any) -> str:
-    """Run ``source`` in a process of its own, with a ``client`` of its own and this module's names. Its standard output."""
+def run_caller(source: str, *, wrapper: Sequence[str] = (), **popen: Any) -> str:
+    """Run ``source`` in a new process, with a ``client`` and this module's names. Its standard output.
+
+    :param wrapper: a program and its arguments that run the process, for example unshare(1).
+    """
     program = (
         f"import sys; sys.path[:] = {sys.path!r}\n"
         "from support import *\n"
         "with pyspawner.Client(child_main='support.run_source') as client:\n"
         f"{textwrap.indent(textwrap.dedent(source), '    ')}"
     )
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", program], check=False, capture_output=True, text=True, **popen
-    )
+    command = [*wrapper, sys.executable, "-W", "ignore", "-c", program]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, **popen)
     assert done.returncode == 0, done
     return done.stdout

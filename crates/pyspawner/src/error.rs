@@ -37,6 +37,7 @@ steps! {
     WriteUidMap => "write /proc/PID/uid_map",
     DenySetgroups => "write /proc/PID/setgroups",
     WriteGidMap => "write /proc/PID/gid_map",
+    BecomeRoot => "setresuid(0) inside the new user namespace",
     RegisterWithWatchdog => "registering the child with the watchdog",
     OpenNetlink => "open a netlink socket",
     FindStaleInterface => "look for a stale interface of the same name",
@@ -56,6 +57,7 @@ steps! {
     ChangeDirectory => "change the working directory",
     OpenChroot => "open chroot_dir",
     CloneChroot => "open_tree() of chroot_dir",
+    StageChroot => "mounting chroot_dir where the clone finds it",
     PivotRoot => "pivot_root() into chroot_dir",
     UnmountOldRoot => "umount2() of the old root",
     CloseDescriptors => "close_range() of every inherited descriptor",
@@ -66,9 +68,7 @@ steps! {
     DropBoundingSet => "prctl(PR_CAPBSET_DROP)",
     ClearAmbientSet => "prctl(PR_CAP_AMBIENT_CLEAR_ALL)",
     SetCapabilities => "capset() to the empty sets",
-    SetGid => "setresgid(1000)",
-    SetUid => "setresuid(1000)",
-    SetDumpable => "prctl(PR_SET_DUMPABLE)",
+    SetUid => "setresgid(1000) and setresuid(1000)",
     SetNoNewPrivs => "prctl(PR_SET_NO_NEW_PRIVS)",
     HandleSigsys => "sigaction(SIGSYS)",
     InstallFilter => "seccomp(SECCOMP_SET_MODE_FILTER)",
@@ -103,7 +103,9 @@ impl Failure {
     /// What the reader can do about it; empty when we know nothing better than the errno.
     #[must_use]
     pub fn hint(&self) -> &'static str {
-        use libc::{EAGAIN, EMFILE, ENODEV, ENOMEM, ENOSPC, ENOSYS, ENOTDIR, EOPNOTSUPP, EPERM, ESRCH};
+        use libc::{
+            EAGAIN, EMFILE, ENODEV, ENOENT, ENOMEM, ENOSPC, ENOSYS, ENOTDIR, EOPNOTSUPP, EPERM, ESRCH,
+        };
         match (self.layer, self.step, self.errno) {
             (_, _, EMFILE) => "too many open files: raise RLIMIT_NOFILE (ulimit -n)",
             (_, _, ENOMEM) => "the kernel is out of memory",
@@ -140,7 +142,12 @@ impl Failure {
             (Layer::Mounts, Step::UnshareMounts, EPERM) => {
                 "mount namespaces need CAP_SYS_ADMIN (Docker: --cap-add SYS_ADMIN --security-opt apparmor=unconfined)"
             }
-            (Layer::Mounts, Step::CloneChroot | Step::MoveMount | Step::PivotRoot, EPERM) => {
+            (Layer::Mounts, Step::OpenChroot, ENOENT) => "chroot_dir does not exist",
+            (
+                Layer::Mounts,
+                Step::CloneChroot | Step::StageChroot | Step::MoveMount | Step::PivotRoot,
+                EPERM,
+            ) => {
                 "mounting is refused: CAP_SYS_ADMIN is missing, or an AppArmor or seccomp profile forbids it"
             }
             (Layer::Mounts, Step::OpenChroot, ENOTDIR) => {

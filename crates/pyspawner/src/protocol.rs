@@ -122,16 +122,19 @@ impl Message for ToZygote {
 }
 
 /// Caller to zygote, on the zygote's socket, from then on: clone a child. With it: one end of the child's private socket, whose
-/// other end the caller keeps. The zygote never learns anything about a child but this: what it does not know, no later child
-/// can find in its memory.
+/// other end the caller keeps, and the mounts to become its root, when there are any. The zygote never learns anything about a child
+/// but this: what it does not know, no later child can find in its memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Spawn;
+pub struct Spawn {
+    /// A root comes with the message.
+    pub chroot: bool,
+}
 
 impl Message for Spawn {
     const MAX_FRAME: usize = 64;
 
     fn descriptors(&self) -> usize {
-        1
+        1 + usize::from(self.chroot)
     }
 }
 
@@ -183,7 +186,7 @@ impl Message for FromZygote {
 /// Caller to child, on the child's private socket.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Order {
-    /// Enter the sandbox. With it: the mount to become the root, when there is one.
+    /// Enter the sandbox.
     Enter(Orders),
     /// Run `child_main`. With it: stdin, stdout, stderr and the memfd of the pickled args.
     Run,
@@ -194,7 +197,7 @@ pub enum Order {
 pub struct Orders {
     /// The name for `comm` and the command line.
     pub process_name: Option<String>,
-    /// A mount to become the root comes with the message.
+    /// The zygote has staged a root.
     pub chroot: bool,
     /// The child's half of the network.
     pub network: Option<ChildNetwork>,
@@ -218,7 +221,7 @@ impl Message for Order {
 
     fn descriptors(&self) -> usize {
         match self {
-            Self::Enter(orders) => usize::from(orders.chroot),
+            Self::Enter(_) => 0,
             Self::Run => 4,
         }
     }

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{Seek, Write};
+use std::iter;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
@@ -59,7 +60,7 @@ impl Client {
         let (provisions, pipes) = Provisions::make(request)?;
         let mut attempt = 1;
         let (newborn, first_id) = loop {
-            match self.clone_child(interrupt) {
+            match self.clone_child(provisions.chroot.as_ref(), interrupt) {
                 Err(Error::Sandbox(Failure { step: Step::ChooseIdRange, .. })) if attempt < MAX_ATTEMPTS => {
                     attempt += 1
                 }
@@ -76,12 +77,18 @@ impl Client {
     }
 
     /// A child that waits for its orders, and the first host id of its range.
-    fn clone_child(&self, interrupt: Interrupt<'_>) -> Result<(Newborn, u32), Error> {
+    fn clone_child(
+        &self,
+        chroot: Option<&OwnedFd>,
+        interrupt: Interrupt<'_>,
+    ) -> Result<(Newborn, u32), Error> {
         let (ours, theirs) = Channel::pair().map_err(Error::io("socketpair"))?;
         ours.want_sender().map_err(Error::io("setsockopt(SO_PASSCRED)"))?;
         {
             let connection = lock(&self.connection);
-            match connection.as_ref().ok_or(Error::Closed)?.send(&Spawn, &[theirs.as_fd()]) {
+            let descriptors: Vec<_> = iter::once(theirs.as_fd()).chain(chroot.map(AsFd::as_fd)).collect();
+            let spawn = Spawn { chroot: chroot.is_some() };
+            match connection.as_ref().ok_or(Error::Closed)?.send(&spawn, &descriptors) {
                 Err(ChannelError::Io(Errno::PIPE | Errno::CONNRESET)) => return Err(self.died()),
                 other => other.map_err(channel_error)?,
             }
@@ -286,8 +293,7 @@ impl Newborn {
         let optional_layers = request.sandbox.optional_layers();
         let process_name = request.process_name.map(str::to_owned);
         let enter = Order::Enter(Orders { process_name, chroot: chroot.is_some(), network, optional_layers });
-        let roots: Vec<_> = chroot.iter().map(AsFd::as_fd).collect();
-        let ordered = private.send(&enter, &roots).and_then(|()| {
+        let ordered = private.send(&enter, &[]).and_then(|()| {
             private.send(&Order::Run, &[stdin.as_fd(), stdout.as_fd(), stderr.as_fd(), args.as_fd()])
         });
         match ordered {

@@ -154,10 +154,7 @@ impl Youth {
         let mut command = Command::new(&options.executable);
         // The kernel shows these bytes as the command line: room for the longest name, and for what marks it as set.
         let placeholder = ".".repeat(PROCESS_NAME_MAX);
-        command
-            .args(&options.arguments)
-            .arg(theirs.as_fd().as_raw_fd().to_string())
-            .arg(placeholder);
+        command.args(&options.arguments).arg(theirs.as_fd().as_raw_fd().to_string()).arg(placeholder);
         command.env_clear().envs(options.environment.iter().map(|(key, value)| (key, value)));
         command.stdin(Stdio::from(empty)).stdout(Stdio::from(stdout)).stderr(Stdio::from(stderr));
         isolate(&mut command, theirs.as_fd());

@@ -202,7 +202,7 @@ macro_rules! conversations {
 }
 
 fn spawn() -> impl Strategy<Value = Spawn> {
-    Just(Spawn)
+    any::<bool>().prop_map(|chroot| Spawn { chroot })
 }
 
 conversations! {

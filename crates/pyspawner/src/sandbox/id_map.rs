@@ -16,6 +16,7 @@ use rustix::thread::Gid;
 
 use crate::error::{FailAt, Failure, Step};
 use crate::layer::Layer;
+use crate::sandbox::setuid::become_user;
 use crate::sys::kernel::process_exists;
 
 /// Ids in the range of one child.
@@ -86,6 +87,16 @@ impl IdRanges {
                 .map_err(|errno| if errno == Errno::NOENT { Errno::SRCH } else { errno })?;
         rustix::io::write(&file, text.as_bytes()).map(drop)
     }
+}
+
+/// The child's half: becomes root of its own namespace. Until now it held that namespace's capabilities, but was still the host's user
+/// that the zygote is, with all that this user's files allow.
+///
+/// # Errors
+///
+/// What the kernel refused.
+pub fn enter() -> Result<(), Failure> {
+    become_user(0).fail_at(Layer::IdMap, Step::BecomeRoot)
 }
 
 /// Drops the zygote's supplementary groups, once: every child inherits none.

@@ -14,8 +14,6 @@ pub mod seccomp;
 pub mod session;
 pub mod setuid;
 
-use std::os::fd::OwnedFd;
-
 use crate::error::Failure;
 use crate::layer::Layer;
 use crate::protocol::Orders;
@@ -25,10 +23,12 @@ use crate::protocol::Orders;
 /// # Errors
 ///
 /// The first layer that could not be applied; the process must then end.
-pub fn enter(orders: &Orders, chroot: Option<OwnedFd>) -> Result<Vec<Layer>, Failure> {
+pub fn enter(orders: &Orders) -> Result<Vec<Layer>, Failure> {
     let on = |layer: Layer| orders.optional_layers.contains(&layer);
 
-    // The clone made the namespaces; the zygote wrote the id map, without which the uid below could not be taken.
+    // The clone made the namespaces, and the zygote wrote the id map. First of all: whatever is opened from here on is not opened as
+    // the host's user.
+    id_map::enter()?;
     let mut applied = vec![Layer::Namespaces, Layer::IdMap];
 
     // Needs CAP_NET_ADMIN, so before the capabilities go.
@@ -36,7 +36,7 @@ pub fn enter(orders: &Orders, chroot: Option<OwnedFd>) -> Result<Vec<Layer>, Fai
     applied.push(Layer::Network);
 
     // Needs CAP_SYS_ADMIN, so before the capabilities go. After the network, whose netlink socket needs no file.
-    mounts::enter(chroot)?;
+    mounts::enter(orders.chroot)?;
     applied.push(Layer::Mounts);
 
     // Before seccomp, which refuses keyctl.

@@ -4,7 +4,7 @@
 //! core dump would run the host's core_pattern.
 
 use rustix::io::Errno;
-use rustix::process::{Resource, Rlimit, setrlimit, setsid};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, setsid};
 
 use crate::error::{FailAt, Failure, Step};
 use crate::layer::Layer;
@@ -21,6 +21,9 @@ pub fn enter() -> Result<(), Failure> {
         Ok(()) | Err(Errno::NOSYS) => {}
         Err(errno) => return Err(errno).fail_at(Layer::Session, Step::JoinKeyring),
     }
-    let none = Rlimit { current: Some(0), maximum: Some(0) };
-    setrlimit(Resource::Core, none).fail_at(Layer::Session, Step::LimitCore)
+    // At a limit of 0 the kernel writes no file, but still runs a core_pattern that is a program, as the host's root. At 1 it does
+    // neither. Where the host has set a hard limit of 0 there is no way up to 1.
+    let least = getrlimit(Resource::Core).maximum.map_or(1, |maximum| maximum.min(1));
+    let limit = Rlimit { current: Some(least), maximum: Some(least) };
+    setrlimit(Resource::Core, limit).fail_at(Layer::Session, Step::LimitCore)
 }

@@ -7,17 +7,22 @@ use crate::config::CHILD_ID;
 use crate::error::{FailAt, Failure, Step};
 use crate::layer::Layer;
 
-/// Becomes an ordinary user. The gid first: without uid 0 it could not change any more.
+/// Becomes an ordinary user.
 ///
 /// # Errors
 ///
 /// What the kernel refused.
 pub fn enter() -> Result<(), Failure> {
-    let gid = Gid::from_raw(CHILD_ID);
-    set_thread_res_gid(gid, gid, gid).fail_at(Layer::Setuid, Step::SetGid)?;
-    let uid = Uid::from_raw(CHILD_ID);
-    set_thread_res_uid(uid, uid, uid).fail_at(Layer::Setuid, Step::SetUid)?;
+    become_user(CHILD_ID).fail_at(Layer::Setuid, Step::SetUid)
+}
+
+/// Takes a uid and the gid of the same number. The gid first: without uid 0 it could not change any more.
+pub(super) fn become_user(id: u32) -> rustix::io::Result<()> {
+    let gid = Gid::from_raw(id);
+    set_thread_res_gid(gid, gid, gid)?;
+    let uid = Uid::from_raw(id);
+    set_thread_res_uid(uid, uid, uid)?;
     // A change of uid makes root the owner of /proc/self, which the child must be able to read. No other process of this uid
     // exists outside the child's own user namespace, so being dumpable opens nothing.
-    set_dumpable_behavior(DumpableBehavior::Dumpable).fail_at(Layer::Setuid, Step::SetDumpable)
+    set_dumpable_behavior(DumpableBehavior::Dumpable)
 }

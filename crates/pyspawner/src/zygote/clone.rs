@@ -14,7 +14,7 @@ use crate::channel::Channel;
 use crate::error::{Failure, Step};
 use crate::layer::Layer;
 use crate::protocol::{Order, Report, Spawn};
-use crate::sandbox::{self, id_map, id_map::IdRanges, seccomp};
+use crate::sandbox::{self, id_map, id_map::IdRanges, mounts, seccomp};
 use crate::sys::clone::{Cloned, ThreadFacts};
 use crate::sys::kernel::{exit_now, set_comm, settle_heap};
 use crate::sys::{descriptors, title::Title};
@@ -98,22 +98,35 @@ impl Zygote {
                 Err(ZygoteError::CallerGone) => return Ok(Served::Closed),
                 other => other?,
             };
-            // Without a descriptor left, the private socket is gone, and its other end tells the caller so.
-            let Ok((_, [private])) = request.with::<1>() else { continue };
-            let private = Channel::from(private);
+            // Without a descriptor left, the private socket goes, and its other end tells the caller so.
+            if request.descriptors_lost {
+                continue;
+            }
+            let mut descriptors = request.descriptors.into_iter();
+            let Some(private) = descriptors.next().map(Channel::from) else { continue };
             if let Some(failure) = self.plan.obstacle {
                 report(&private, &Report::NotSpawned { failure, pid: None }, &[]);
                 continue;
             }
             hooks.before();
+            let staged = match descriptors.next().as_ref().map(mounts::stage).transpose() {
+                Ok(staged) => staged,
+                Err(failure) => {
+                    hooks.after_in_parent();
+                    report(&private, &Report::NotSpawned { failure, pid: None }, &[]);
+                    continue;
+                }
+            };
             match self.clone() {
                 Ok(Cloned::Child) => {
+                    std::mem::forget(staged);
                     let start = self.become_child(private);
                     hooks.after_in_child();
                     return Ok(Served::Child(start));
                 }
                 Ok(Cloned::Parent { pid, pidfd }) => {
                     // The child waits for this; the interpreter, whose every page is to be copied again, can wait for both.
+                    drop(staged);
                     let reported = self.set_up(&private, pid, &pidfd);
                     hooks.after_in_parent();
                     reported?;
@@ -194,15 +207,15 @@ impl Zygote {
 
 /// Receives the two orders and carries them out. Answers what is left of the second: the args.
 fn obey(private: &Channel, title: Option<Title>) -> Vec<OwnedFd> {
-    let (orders, chroot) = match private.recv::<Order>() {
-        Ok(Some(received)) => match (received.message, received.descriptors_lost, received.descriptors) {
-            (Order::Enter(orders), false, mut descriptors) => (orders, descriptors.pop()),
-            _ => fail(private, Failure::new(Layer::Namespaces, Step::ReceiveOrders, libc::EPROTO)),
+    let orders = match private.recv::<Order>() {
+        Ok(Some(received)) => match received.message {
+            Order::Enter(orders) => orders,
+            Order::Run => fail(private, Failure::new(Layer::Namespaces, Step::ReceiveOrders, libc::EPROTO)),
         },
         // The caller is gone, or gave this child up.
         _ => exit_now(1),
     };
-    let entered = sandbox::enter(&orders, chroot);
+    let entered = sandbox::enter(&orders);
     // Before the report, so that the caller never finds the zygote's name on its child.
     let name = orders.process_name.as_deref().unwrap_or(DEFAULT_PROCESS_NAME);
     set_comm(&CString::new(name).unwrap_or_default());

@@ -11,14 +11,12 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags};
-use rustix::mount::{
-    MountFlags, MountPropagationFlags, MoveMountFlags, mount, mount_change, mount_remount, move_mount,
-};
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change, mount_remount};
 use rustix::process::{chdir, getcwd};
 
 use crate::error::{FailAt, Failure, Step};
 use crate::layer::Layer;
-use crate::sandbox::mounts::locked_copy;
+use crate::sandbox::mounts::{attach_locked, detached_copy};
 
 /// What a child's interpreter must be able to read.
 #[derive(Clone, Debug, Default)]
@@ -186,7 +184,7 @@ fn replace<'a>(directory: &Path, items: impl Iterator<Item = &'a Item>) -> Resul
             Item::Bind { path } => {
                 let source = rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
                     .fail_at(Layer::Mounts, Step::OpenTree)?;
-                binds.push((path, locked_copy(&source, Step::OpenTree)?));
+                binds.push((path, detached_copy(&source, Step::OpenTree)?));
             }
         }
     }
@@ -201,8 +199,7 @@ fn replace<'a>(directory: &Path, items: impl Iterator<Item = &'a Item>) -> Resul
     }
     for (path, source) in &binds {
         make_mount_point(path, source)?;
-        move_mount(source, "", CWD, *path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-            .fail_at(Layer::Mounts, Step::MoveMount)?;
+        attach_locked(source, path)?;
     }
     mount_remount(directory, flags | MountFlags::BIND | MountFlags::RDONLY, c"")
         .fail_at(Layer::Mounts, Step::SetMountAttributes)

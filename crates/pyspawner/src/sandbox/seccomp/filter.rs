@@ -154,19 +154,27 @@ fn code_of_check(check: Check) -> Vec<Instruction> {
         Check::Personality => on_argument(0, &switch(&[0, u32::MAX], RET_ALLOW, EPERM)),
         Check::MknodMode => mknod(1),
         Check::MknodatMode => mknod(2),
-        Check::Sigaction => vec![
-            load(low(0)),
-            Instruction { code: JUMP_IF_EQUAL, jt: 1, jf: 0, k: libc::SIGSYS.unsigned_abs() },
-            answer(RET_ALLOW),
-            // With no new action it only asks.
-            load(low(1)),
-            Instruction { code: JUMP_IF_EQUAL, jt: 0, jf: 2, k: 0 },
-            load(high(1)),
-            Instruction { code: JUMP_IF_EQUAL, jt: 1, jf: 0, k: 0 },
-            answer(PRETEND),
-            answer(RET_ALLOW),
-        ],
+        Check::SetrlimitResource => {
+            on_argument(0, &[unless_equal_skip(RLIMIT_CORE), answer(PRETEND), answer(RET_ALLOW)])
+        }
+        Check::PrlimitResource => pretend_to_change(1, RLIMIT_CORE, 2),
+        Check::Sigaction => pretend_to_change(0, libc::SIGSYS.unsigned_abs(), 1),
     }
+}
+
+/// Where argument `what` is `protected` and the pointer in argument `new` is not null, pretends; else allows.
+fn pretend_to_change(what: u32, protected: u32, new: u32) -> Vec<Instruction> {
+    vec![
+        load(low(what)),
+        Instruction { code: JUMP_IF_EQUAL, jt: 1, jf: 0, k: protected },
+        answer(RET_ALLOW),
+        load(low(new)),
+        Instruction { code: JUMP_IF_EQUAL, jt: 0, jf: 2, k: 0 },
+        load(high(new)),
+        Instruction { code: JUMP_IF_EQUAL, jt: 1, jf: 0, k: 0 },
+        answer(PRETEND),
+        answer(RET_ALLOW),
+    ]
 }
 
 fn on_argument(argument: u32, then: &[Instruction]) -> Vec<Instruction> {
@@ -175,6 +183,9 @@ fn on_argument(argument: u32, then: &[Instruction]) -> Vec<Instruction> {
 
 /// All CLONE_NEW* of clone(2). CLONE_NEWTIME shares its bit with the exit signal there and cannot be asked for.
 const NEW_NAMESPACES: u32 = 0x7e02_0000;
+
+/// `RLIMIT_CORE`, the same on both architectures.
+const RLIMIT_CORE: u32 = 4;
 
 const AF_UNIX: u32 = 1;
 const AF_INET: u32 = 2;

@@ -35,6 +35,10 @@ pub enum Check {
     MknodMode,
     /// `mknodat`: no device nodes; the mode is argument 2.
     MknodatMode,
+    /// `setrlimit`: the limit of core dumps stays, see `session.rs`; setting it seems to work. The resource is argument 0.
+    SetrlimitResource,
+    /// `prlimit64`: likewise; the resource is argument 1, and without a new limit it only asks.
+    PrlimitResource,
     /// `rt_sigaction`: the handler of SIGSYS is ours. Setting it seems to work and does nothing.
     Sigaction,
 }
@@ -62,7 +66,7 @@ fn allowed() -> Vec<Call> {
         // Files and directories.
         SYS_read SYS_write SYS_pread64 SYS_pwrite64 SYS_readv SYS_writev SYS_preadv SYS_pwritev SYS_preadv2 SYS_pwritev2
         SYS_openat SYS_openat2 SYS_close SYS_close_range SYS_lseek SYS_fstat SYS_newfstatat SYS_statx SYS_statfs SYS_fstatfs
-        SYS_fcntl SYS_flock SYS_fsync SYS_fdatasync SYS_sync SYS_syncfs SYS_sync_file_range SYS_truncate SYS_ftruncate
+        SYS_fcntl SYS_flock SYS_fsync SYS_fdatasync SYS_sync_file_range SYS_truncate SYS_ftruncate
         SYS_fallocate SYS_fadvise64 SYS_readahead SYS_copy_file_range SYS_sendfile SYS_splice SYS_tee
         SYS_getdents64 SYS_getcwd SYS_chdir SYS_fchdir SYS_umask SYS_mkdirat SYS_unlinkat SYS_linkat SYS_symlinkat
         SYS_readlinkat SYS_renameat2 SYS_faccessat SYS_faccessat2 SYS_fchmod SYS_fchmodat SYS_fchmodat2 SYS_fchown
@@ -78,7 +82,7 @@ fn allowed() -> Vec<Call> {
         SYS_get_robust_list SYS_rseq SYS_futex SYS_futex_waitv
         SYS_restart_syscall SYS_getpid SYS_getppid SYS_gettid SYS_getpgid SYS_setpgid SYS_getsid SYS_setsid
         SYS_getuid SYS_geteuid SYS_getgid SYS_getegid SYS_getresuid SYS_getresgid SYS_getgroups SYS_capget SYS_capset
-        SYS_getrusage SYS_prlimit64 SYS_times SYS_getpriority SYS_setpriority SYS_ioprio_get SYS_ioprio_set
+        SYS_getrusage SYS_times SYS_getpriority SYS_setpriority SYS_ioprio_get SYS_ioprio_set
         SYS_sched_yield SYS_sched_getaffinity SYS_sched_setaffinity SYS_sched_getparam SYS_sched_setparam
         SYS_sched_getscheduler SYS_sched_setscheduler SYS_sched_getattr SYS_sched_setattr SYS_sched_get_priority_max
         SYS_sched_get_priority_min SYS_sched_rr_get_interval SYS_getcpu SYS_pidfd_open SYS_pidfd_send_signal
@@ -105,7 +109,7 @@ fn allowed() -> Vec<Call> {
         SYS_open SYS_creat SYS_stat SYS_lstat SYS_access SYS_getdents SYS_mkdir SYS_rmdir SYS_unlink SYS_link SYS_symlink
         SYS_readlink SYS_rename SYS_renameat SYS_chmod SYS_chown SYS_lchown SYS_utime SYS_utimes SYS_futimesat SYS_dup2
         SYS_pipe SYS_inotify_init SYS_poll SYS_select SYS_epoll_create SYS_epoll_wait SYS_eventfd SYS_signalfd SYS_pause
-        SYS_alarm SYS_time SYS_fork SYS_vfork SYS_getpgrp SYS_getrlimit SYS_setrlimit SYS_arch_prctl
+        SYS_alarm SYS_time SYS_fork SYS_vfork SYS_getpgrp SYS_getrlimit SYS_arch_prctl
     ]);
     #[cfg(target_arch = "aarch64")]
     calls.extend(calls![SYS_renameat]);
@@ -144,6 +148,11 @@ fn not_permitted() -> Vec<Call> {
     calls
 }
 
+/// Calls that seem to work and do nothing: they would make the whole host write its files back.
+fn pretended() -> Vec<Call> {
+    calls![SYS_sync SYS_syncfs]
+}
+
 /// Calls whose arguments decide.
 fn checked() -> Vec<(Call, Check)> {
     let one = |calls: Vec<Call>, check| calls.into_iter().map(move |call| (call, check));
@@ -157,6 +166,9 @@ fn checked() -> Vec<(Call, Check)> {
     #[cfg(target_arch = "x86_64")]
     all.extend(one(calls![SYS_mknod], Check::MknodMode));
     all.extend(one(calls![SYS_mknodat], Check::MknodatMode));
+    #[cfg(target_arch = "x86_64")]
+    all.extend(one(calls![SYS_setrlimit], Check::SetrlimitResource));
+    all.extend(one(calls![SYS_prlimit64], Check::PrlimitResource));
     all.extend(one(calls![SYS_rt_sigaction], Check::Sigaction));
     all
 }
@@ -169,6 +181,7 @@ pub fn rules() -> Vec<(u32, Rule)> {
     rules.extend(allowed().into_iter().map(|(number, _)| (number, Rule::Allow)));
     rules.extend(trapped().into_iter().map(|(number, _)| (number, Rule::Trap)));
     rules.extend(not_permitted().into_iter().map(|(number, _)| (number, Rule::Errno(1))));
+    rules.extend(pretended().into_iter().map(|(number, _)| (number, Rule::Errno(0))));
     rules.extend(checked().into_iter().map(|((number, _), check)| (number, Rule::Check(check))));
     rules.sort_unstable_by_key(|(number, _)| *number);
     rules

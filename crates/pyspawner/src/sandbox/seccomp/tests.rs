@@ -77,6 +77,8 @@ fn expected(number: u32, arguments: [u64; 6]) -> u32 {
             Check::Personality => allow_if(matches!(low(0), 0 | u32::MAX), errno(1)),
             Check::MknodMode => allow_if(!device(low(1)), errno(1)),
             Check::MknodatMode => allow_if(!device(low(2)), errno(1)),
+            Check::SetrlimitResource => allow_if(low(0) != 4, errno(0)),
+            Check::PrlimitResource => allow_if(low(1) != 4 || arguments[2] == 0, errno(0)),
             Check::Sigaction => allow_if(low(0) != 31 || arguments[1] == 0, errno(0)),
         },
     }
@@ -89,6 +91,7 @@ fn argument() -> impl Strategy<Value = u64> {
         Just(1),
         Just(2),
         Just(3),
+        Just(4),
         Just(10),
         Just(16),
         Just(17),
@@ -140,8 +143,8 @@ proptest! {
 fn every_call_with_a_rule_is_answered_as_the_table_says() {
     let program = program();
     for (number, _) in rules() {
-        for first in [0_u64, 1, 2, 31, 38, 0x1000_0000, 1 << 32, (1 << 32) | 2] {
-            for second in [0_u64, 1, 2, 3, 0x5412, (1 << 32) | 0x5412, 0o020_600] {
+        for first in [0_u64, 1, 2, 4, 31, 38, 0x1000_0000, 1 << 32, (1 << 32) | 2] {
+            for second in [0_u64, 1, 2, 3, 4, 0x5412, (1 << 32) | 0x5412, 0o020_600] {
                 let arguments = [first, second, 0o060_600, 0, 0, 0];
                 assert_eq!(
                     run(&program, NATIVE, number, arguments),
