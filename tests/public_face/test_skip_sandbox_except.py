@@ -26,7 +26,14 @@ def test_only_the_named_optional_layer_is_on(client, name):
 
 
 def test_several_may_be_named(client):
-    assert layers(client, "seccomp", "setuid") == [*ALWAYS, "setuid", "seccomp"]
+    assert layers(client, "seccomp", "no_new_privs", "setuid") == [*ALWAYS, "setuid", "no_new_privs", "seccomp"]
+
+
+@pytest.mark.parametrize("gives_powers_up", ["setuid", "drop_capabilities"])
+def test_a_filter_that_the_kernel_refuses_for_want_of_another_layer_is_no_downgrade(client, gives_powers_up):
+    with pytest.raises(pyspawner.SandboxError, match="name it too in skip_sandbox_except") as caught:
+        layers(client, "seccomp", gives_powers_up)
+    assert caught.value.layer == "seccomp"
 
 
 @pytest.mark.parametrize("name", ["no_such_layer", "Seccomp", "", *ALWAYS])

@@ -221,3 +221,31 @@ def test_a_spawn_after_each_kind_of_failure_works(client):
     with pytest.raises(TypeError):
         spawn(client, "pass", thing=threading.Lock())
     assert run(client, "print('fine')").text == "fine\n"
+
+
+def test_a_stopped_zygote_with_a_full_queue_does_not_block_close():
+    """Its socket holds some hundred requests; those that do not fit must not wait with anything locked."""
+    client = pyspawner.Client(child_main="support.run_source")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65_536), hard))
+    os.kill(client.zygote_pid, signal.SIGSTOP)
+    errors: list[Exception] = []
+
+    def work() -> None:
+        try:
+            spawn(client, "pass")
+        except (RuntimeError, OSError) as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(600)]
+    try:
+        for thread in threads:
+            thread.start()
+        client.close()
+        for thread in threads:
+            thread.join()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(errors) == len(threads)
+    assert {type(error) for error in errors} <= {pyspawner.ZygoteDiedError, RuntimeError}
+    assert any("closed" in str(error) for error in errors), "the queue was never full"

@@ -20,6 +20,10 @@ fn without_gil<T: Send>(
     let (result, raised) = py.detach(|| {
         let raised = RefCell::new(None);
         let check_signals = || {
+            #[expect(
+                clippy::redundant_closure_for_method_calls,
+                reason = "the method alone is not general enough"
+            )]
             Python::attach(|py| py.check_signals()).map_err(|error| {
                 raised.replace(Some(error));
                 Error::Interrupted

@@ -84,6 +84,24 @@ impl Channel {
         message: &M,
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<(), ChannelError> {
+        self.send_with(message, descriptors, SendFlags::NOSIGNAL)
+    }
+
+    /// The same, or `EAGAIN` where it would wait because the other end has too much unread.
+    pub(crate) fn try_send<M: Message>(
+        &self,
+        message: &M,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<(), ChannelError> {
+        self.send_with(message, descriptors, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)
+    }
+
+    fn send_with<M: Message>(
+        &self,
+        message: &M,
+        descriptors: &[BorrowedFd<'_>],
+        flags: SendFlags,
+    ) -> Result<(), ChannelError> {
         protocol::check_descriptors(message, descriptors.len())?;
         let frame = protocol::encode(message)?;
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
@@ -91,9 +109,7 @@ impl Channel {
         if !descriptors.is_empty() {
             ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
         }
-        retry_on_intr(|| {
-            sendmsg(&self.socket, &[IoSlice::new(&frame)], &mut ancillary, SendFlags::NOSIGNAL)
-        })?;
+        retry_on_intr(|| sendmsg(&self.socket, &[IoSlice::new(&frame)], &mut ancillary, flags))?;
         Ok(())
     }
 
@@ -101,11 +117,12 @@ impl Channel {
     pub(crate) fn recv<M: Message>(&self) -> Result<Option<Received<M>>, ChannelError> {
         let mut frame = vec![0; M::MAX_FRAME];
         let mut space =
-            [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS), ScmCredentials(1))];
+            [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS + 1), ScmCredentials(1))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let received = retry_on_intr(|| {
             let mut parts = [IoSliceMut::new(&mut frame)];
-            recvmsg(&self.socket, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC)
+            // With TRUNC the kernel tells a frame's whole length, even where it is cut.
+            recvmsg(&self.socket, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC | RecvFlags::TRUNC)
         });
         let received = match received {
             // The other end was closed with our messages still unread: that is an end of file too.
@@ -133,6 +150,9 @@ impl Channel {
         let descriptors_lost = received.flags.contains(ReturnFlags::CTRUNC);
         if !descriptors_lost {
             protocol::check_descriptors(&message, descriptors.len())?;
+        } else if descriptors.len() >= message.descriptors() {
+            // Not for want of descriptors: there were more than belong to the message.
+            protocol::check_descriptors(&message, descriptors.len() + 1)?;
         }
         Ok(Some(Received { message, descriptors, descriptors_lost, sender }))
     }

@@ -17,7 +17,7 @@ macro_rules! steps {
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
         #[non_exhaustive]
         pub enum Step {
-            $(#[doc = $text] $name,)+
+            $(#[doc = concat!("`", $text, "`")] $name,)+
         }
 
         impl fmt::Display for Step {
@@ -104,7 +104,7 @@ impl Failure {
     #[must_use]
     pub fn hint(&self) -> &'static str {
         use libc::{
-            EAGAIN, EMFILE, ENODEV, ENOENT, ENOMEM, ENOSPC, ENOSYS, ENOTDIR, EOPNOTSUPP, EPERM, ESRCH,
+            EAGAIN, EEXIST, EMFILE, ENODEV, ENOENT, ENOMEM, ENOSPC, ENOSYS, ENOTDIR, EOPNOTSUPP, EPERM, ESRCH,
         };
         match (self.layer, self.step, self.errno) {
             (_, _, EMFILE) => "too many open files: raise RLIMIT_NOFILE (ulimit -n)",
@@ -132,8 +132,8 @@ impl Failure {
             }
             (Layer::IdMap, Step::ChooseIdRange, _) => "every range of host ids is taken by a living child",
             (Layer::Network, Step::CreateVeth, EOPNOTSUPP) => "the kernel has no veth driver (CONFIG_VETH)",
-            (Layer::Network, Step::DeleteStaleInterface, _) => {
-                "an interface of this name exists and is not a veth device: choose another kernel_veth_name"
+            (Layer::Network, Step::DeleteStaleInterface, EEXIST) => {
+                "an interface of this name exists and is not a veth device of this very name: choose another kernel_veth_name"
             }
             (Layer::Network, _, EPERM) => {
                 "network needs CAP_NET_ADMIN in the caller (Docker: --cap-add NET_ADMIN)"
@@ -152,6 +152,9 @@ impl Failure {
             }
             (Layer::Mounts, Step::OpenChroot, ENOTDIR) => {
                 "chroot_dir must be a directory and not a symbolic link"
+            }
+            (Layer::Seccomp, Step::InstallFilter, EACCES) => {
+                "after setuid or drop_capabilities a filter needs no_new_privs: name it too in skip_sandbox_except"
             }
             (Layer::Session, Step::JoinKeyring, EPERM) => {
                 "a seccomp profile forbids keyctl, as Docker's default one does"

@@ -18,8 +18,8 @@ const MAGIC: [u8; 4] = *b"pysp";
 /// Rises with every change of a message. Both ends must have the same.
 pub const VERSION: u16 = 1;
 
-/// Bytes before the body.
-const HEADER: usize = MAGIC.len() + size_of::<u16>();
+/// Bytes before the body: magic, version, conversation.
+const HEADER: usize = MAGIC.len() + size_of::<u16>() + 1;
 
 /// A frame that is not one of ours.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -48,6 +48,14 @@ pub enum ProtocolError {
         /// The version at the other end.
         theirs: u16,
     },
+    /// A message of another type.
+    #[error("message of conversation {theirs} and not {ours}")]
+    Conversation {
+        /// The conversation that is held here.
+        ours: u8,
+        /// The one that the message belongs to.
+        theirs: u8,
+    },
     /// The body is no message of this type.
     #[error("malformed body: {0}")]
     Body(#[from] postcard::Error),
@@ -75,6 +83,9 @@ pub enum ProtocolError {
 
 /// A message and what belongs to it.
 pub trait Message: Serialize + DeserializeOwned {
+    /// Tells the types apart: postcard does not say what it encodes.
+    const CONVERSATION: u8;
+
     /// The longest frame of this type, in bytes.
     const MAX_FRAME: usize;
 
@@ -111,6 +122,7 @@ pub struct Start {
 }
 
 impl Message for ToZygote {
+    const CONVERSATION: u8 = 1;
     const MAX_FRAME: usize = LARGE;
 
     fn descriptors(&self) -> usize {
@@ -131,6 +143,7 @@ pub struct Spawn {
 }
 
 impl Message for Spawn {
+    const CONVERSATION: u8 = 2;
     const MAX_FRAME: usize = 64;
 
     fn descriptors(&self) -> usize {
@@ -173,6 +186,7 @@ pub enum FromZygote {
 }
 
 impl Message for FromZygote {
+    const CONVERSATION: u8 = 3;
     const MAX_FRAME: usize = LARGE;
 
     fn descriptors(&self) -> usize {
@@ -217,6 +231,7 @@ pub struct ChildNetwork {
 }
 
 impl Message for Order {
+    const CONVERSATION: u8 = 4;
     const MAX_FRAME: usize = 8 * 1024;
 
     fn descriptors(&self) -> usize {
@@ -257,6 +272,7 @@ pub enum Report {
 }
 
 impl Message for Report {
+    const CONVERSATION: u8 = 5;
     const MAX_FRAME: usize = 1024;
 
     fn descriptors(&self) -> usize {
@@ -279,6 +295,7 @@ pub enum Watch {
 }
 
 impl Message for Watch {
+    const CONVERSATION: u8 = 6;
     const MAX_FRAME: usize = 64;
 
     fn descriptors(&self) -> usize {
@@ -295,6 +312,7 @@ pub fn encode<M: Message>(message: &M) -> Result<Vec<u8>, ProtocolError> {
     let mut frame = Vec::with_capacity(64);
     frame.extend_from_slice(&MAGIC);
     frame.extend_from_slice(&VERSION.to_le_bytes());
+    frame.push(M::CONVERSATION);
     let frame = postcard::to_extend(message, frame)?;
     if frame.len() > M::MAX_FRAME {
         return Err(ProtocolError::Oversized { length: frame.len(), limit: M::MAX_FRAME });
@@ -311,15 +329,17 @@ pub fn decode<M: Message>(frame: &[u8]) -> Result<M, ProtocolError> {
     if frame.len() > M::MAX_FRAME {
         return Err(ProtocolError::Oversized { length: frame.len(), limit: M::MAX_FRAME });
     }
-    let (header, body) =
-        frame.split_at_checked(HEADER).ok_or(ProtocolError::Truncated { length: frame.len() })?;
-    let (magic, version) = header.split_at(MAGIC.len());
-    if magic != MAGIC {
+    let (&[a, b, c, d, low, high, conversation], body) =
+        frame.split_first_chunk::<HEADER>().ok_or(ProtocolError::Truncated { length: frame.len() })?;
+    if [a, b, c, d] != MAGIC {
         return Err(ProtocolError::Magic);
     }
-    let theirs = u16::from_le_bytes([version[0], version[1]]);
+    let theirs = u16::from_le_bytes([low, high]);
     if theirs != VERSION {
         return Err(ProtocolError::Version { theirs });
+    }
+    if conversation != M::CONVERSATION {
+        return Err(ProtocolError::Conversation { ours: M::CONVERSATION, theirs: conversation });
     }
     let (message, rest) = postcard::take_from_bytes(body)?;
     if !rest.is_empty() {

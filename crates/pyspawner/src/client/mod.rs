@@ -1,7 +1,7 @@
 //! The caller's side.
 //!
-//! Who runs this: the process of the user, with all its threads, signal handlers and secrets. It starts the zygote ([`start`]), asks for
-//! children ([`spawn`]) and holds them ([`child`]). Children are its own, by `CLONE_PARENT`; no SIGCHLD handler, no named socket, no
+//! Who runs this: the process of the user, with all its threads, signal handlers and secrets. It starts the zygote (`start.rs`), asks for
+//! children (`spawn.rs`) and holds them (`child.rs`). Children are its own, by `CLONE_PARENT`; no SIGCHLD handler, no named socket, no
 //! temporary file. Nothing that a child sends after its sandbox is up is ever interpreted here.
 
 mod child;
@@ -10,6 +10,7 @@ mod spawn;
 mod start;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::BorrowedFd;
@@ -28,7 +29,7 @@ pub use start::StartOptions;
 pub type Interrupt<'a> = &'a dyn Fn() -> Result<(), Error>;
 
 /// How long a zygote may take to notice that its Client is closed, in seconds.
-const CLOSE_PATIENCE: i64 = 2;
+const CLOSE_PATIENCE: u64 = 2;
 
 /// A running zygote. Thread-safe: requests need no lock and no turn.
 #[derive(Debug)]
@@ -123,11 +124,12 @@ fn wait_for<const N: usize>(
 }
 
 /// Whether `descriptor` is readable or at its end within `seconds`.
-fn readable_within(descriptor: BorrowedFd<'_>, seconds: i64) -> bool {
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(seconds.unsigned_abs());
+fn readable_within(descriptor: BorrowedFd<'_>, seconds: u64) -> bool {
+    let deadline = Instant::now() + Duration::from_secs(seconds);
     loop {
-        let left = deadline.saturating_duration_since(std::time::Instant::now());
-        let timeout = Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() };
+        let left = deadline.saturating_duration_since(Instant::now());
+        // No patience of ours is so long that it does not fit.
+        let timeout = Timespec::try_from(left).unwrap_or_default();
         match poll(&mut [PollFd::from_borrowed_fd(descriptor, PollFlags::IN)], Some(&timeout)) {
             Err(Errno::INTR) => {}
             answer => return answer.is_ok_and(|ready| ready > 0),

@@ -3,7 +3,8 @@
 use std::fs::File;
 use std::io::{Seek, Write};
 use std::iter;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use rustix::io::Errno;
@@ -24,10 +25,13 @@ use crate::sys::wait::{kill_unreaped, reap_unreaped, wait_pidfd};
 const MAX_ATTEMPTS: usize = 16;
 
 /// How long a zygote that has dropped a request may take to turn out dead and not merely out of descriptors, in seconds.
-const DEATH_PATIENCE: i64 = 2;
+const DEATH_PATIENCE: u64 = 2;
 
 /// How long a spawn that a signal handler has interrupted waits for the child that it must end, in seconds.
-const BIRTH_PATIENCE: i64 = 1;
+const BIRTH_PATIENCE: u64 = 1;
+
+/// How long to leave a zygote alone whose queue of some hundred requests is full.
+const QUEUE_PAUSE: Duration = Duration::from_millis(2);
 
 /// What to run and how to lock it in.
 #[derive(Debug)]
@@ -62,7 +66,7 @@ impl Client {
         let (newborn, first_id) = loop {
             match self.clone_child(provisions.chroot.as_ref(), interrupt) {
                 Err(Error::Sandbox(Failure { step: Step::ChooseIdRange, .. })) if attempt < MAX_ATTEMPTS => {
-                    attempt += 1
+                    attempt += 1;
                 }
                 other => break other?,
             }
@@ -84,17 +88,28 @@ impl Client {
     ) -> Result<(Newborn, u32), Error> {
         let (ours, theirs) = Channel::pair().map_err(Error::io("socketpair"))?;
         ours.want_sender().map_err(Error::io("setsockopt(SO_PASSCRED)"))?;
-        {
-            let connection = lock(&self.connection);
-            let descriptors: Vec<_> = iter::once(theirs.as_fd()).chain(chroot.map(AsFd::as_fd)).collect();
-            let spawn = Spawn { chroot: chroot.is_some() };
-            match connection.as_ref().ok_or(Error::Closed)?.send(&spawn, &descriptors) {
-                Err(ChannelError::Io(Errno::PIPE | Errno::CONNRESET)) => return Err(self.died()),
-                other => other.map_err(channel_error)?,
-            }
-        }
+        let descriptors: Vec<_> = iter::once(theirs.as_fd()).chain(chroot.map(AsFd::as_fd)).collect();
+        self.ask(Spawn { chroot: chroot.is_some() }, &descriptors, interrupt)?;
         drop(theirs);
         self.await_birth(Birth { private: ours, born: None }, interrupt)
+    }
+
+    /// Sends one request. A zygote that is so far behind that its queue is full is not waited for with the lock held.
+    fn ask(
+        &self,
+        spawn: Spawn,
+        descriptors: &[BorrowedFd<'_>],
+        interrupt: Interrupt<'_>,
+    ) -> Result<(), Error> {
+        loop {
+            match lock(&self.connection).as_ref().ok_or(Error::Closed)?.try_send(&spawn, descriptors) {
+                Err(ChannelError::Io(Errno::AGAIN)) => {}
+                Err(ChannelError::Io(Errno::PIPE | Errno::CONNRESET)) => return Err(self.died()),
+                other => return other.map_err(channel_error),
+            }
+            std::thread::sleep(QUEUE_PAUSE);
+            interrupt()?;
+        }
     }
 
     /// Waits until the zygote reports the child, or until it is certain that there will be none.
@@ -170,7 +185,7 @@ impl Provisions {
     }
 }
 
-/// A memfd with `bytes` that nobody can change any more; memfd_create(2).
+/// A memfd with `bytes` that nobody can change any more; `memfd_create(2)`.
 fn sealed(bytes: &[u8]) -> Result<OwnedFd, Error> {
     let memfd = memfd_create("pyspawner-args", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
         .map_err(Error::io("memfd_create"))?;
@@ -236,7 +251,7 @@ impl Birth {
     }
 
     /// Does so if it turns out within some seconds whether there is one. `true`: it did, and it is done.
-    pub(super) fn end_within(&mut self, seconds: i64) -> bool {
+    pub(super) fn end_within(&mut self, seconds: u64) -> bool {
         while self.born.is_none() && readable_within(self.private.as_fd(), seconds) {
             match self.read() {
                 Ok(News::Born) => {}
@@ -272,11 +287,11 @@ impl Newborn {
         let Some(network) = &request.sandbox.network else {
             return self.give_orders(None, request, provisions, interrupt);
         };
-        network::make_veth(network, network.addresses()?, self.pid)?;
+        let veth = network::make_veth(network, network.addresses()?, self.pid)?;
         let entered = self.give_orders(Some(network::child_half(network)?), request, provisions, interrupt);
         if entered.is_err() {
             // It would vanish with the child's namespace, some time later.
-            network::remove_veth(network);
+            veth.remove();
         }
         entered
     }

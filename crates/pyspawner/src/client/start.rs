@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
@@ -108,8 +108,8 @@ impl Youth {
         });
         match self.connection.send(&start, &gifts.map(AsFd::as_fd)) {
             // It died at once. The reason is found below, where everything else is.
-            Ok(()) | Err(ChannelError::Io(_)) => {}
-            Err(ChannelError::Protocol(error)) => return Err(error.into()),
+            Err(ChannelError::Io(Errno::PIPE | Errno::CONNRESET)) => {}
+            other => other.map_err(channel_error)?,
         }
         loop {
             let Some(received) = self.next_message(&executable, interrupt)? else {
@@ -173,13 +173,13 @@ impl Youth {
     /// `None` when the zygote has ended.
     fn next_message(
         &self,
-        executable: &PathBuf,
+        executable: &Path,
         interrupt: Interrupt<'_>,
     ) -> Result<Option<Received<FromZygote>>, Error> {
         wait_for([self.connection.as_fd()], interrupt)?;
         match self.connection.recv() {
             Err(ChannelError::Protocol(ProtocolError::Version { .. })) => {
-                Err(StartError::Version { executable: executable.clone() }.into())
+                Err(StartError::Version { executable: executable.to_owned() }.into())
             }
             other => other.map_err(channel_error),
         }
@@ -187,7 +187,7 @@ impl Youth {
 
     /// Adopts the zygote's second generation: it is our grandchild, and becomes our child when the first ends. `false` when the first has
     /// ended without a successor.
-    fn adopt(&mut self, executable: &PathBuf, interrupt: Interrupt<'_>) -> Result<bool, Error> {
+    fn adopt(&mut self, executable: &Path, interrupt: Interrupt<'_>) -> Result<bool, Error> {
         let _turn = lock(&SUBREAPER);
         let was = child_subreaper().map_err(Error::io("prctl(PR_GET_CHILD_SUBREAPER)"))?;
         set_child_subreaper(Some(getpid())).map_err(Error::io("prctl(PR_SET_CHILD_SUBREAPER)"))?;
@@ -196,7 +196,7 @@ impl Youth {
         adopted
     }
 
-    fn succeed(&mut self, executable: &PathBuf, interrupt: Interrupt<'_>) -> Result<bool, Error> {
+    fn succeed(&mut self, executable: &Path, interrupt: Interrupt<'_>) -> Result<bool, Error> {
         match self.connection.send(&ToZygote::Proceed, &[]) {
             // What ended it is found by the caller of this.
             Err(ChannelError::Io(Errno::PIPE | Errno::CONNRESET)) => return Ok(false),

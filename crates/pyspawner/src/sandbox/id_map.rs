@@ -1,7 +1,7 @@
 //! Layer `id_map`: every living child has its own 65,536 host ids, so that no two children, and no child and the host,
 //! share a uid anywhere: not on files, not for kill(2), not for per-user limits and keyrings.
 //!
-//! The parent's half: the zygote writes the maps; user_namespaces(7).
+//! The parent's half: the zygote writes the maps; `user_namespaces(7)`.
 
 use std::collections::hash_map::DefaultHasher;
 use std::fs::{self, File};

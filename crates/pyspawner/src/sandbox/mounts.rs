@@ -1,9 +1,9 @@
 //! Layer `mounts`: what the child sees of the filesystem.
 //!
-//! With `chroot_dir`, a read-only, nosuid, nodev bind of that directory becomes the root by pivot_root(2), and the old root is
+//! With `chroot_dir`, a read-only, nosuid, nodev bind of that directory becomes the root by `pivot_root(2)`, and the old root is
 //! unmounted: unlike after chroot(2), there is no way out to walk. The caller opens the directory and copies its mounts
 //! ([`open_chroot`]), so that nobody can swap it between check and use. The zygote holds the copy in its own mount namespace during
-//! the clone ([`stage`]): copied from there into a less privileged namespace, its flags are locked, and not even a child with every
+//! the clone (`stage`): copied from there into a less privileged namespace, its flags are locked, and not even a child with every
 //! capability in its own namespaces could make it writable again. The child puts it in place ([`enter`]).
 
 use std::os::fd::{AsFd, OwnedFd};

@@ -28,21 +28,29 @@ use crate::protocol::ChildNetwork;
 /// Both ends of a pair are in one /24.
 const PREFIX: u8 = 24;
 
+/// The caller's end of a pair that was made.
+#[derive(Debug)]
+pub struct Veth {
+    index: u32,
+}
+
 /// The caller's half: deletes a stale veth of the same name, makes the pair with its far end in the network namespace of `pid`, and
 /// brings the near end up.
 ///
 /// # Errors
 ///
 /// What the kernel's netlink refused. A pair that was made is deleted again.
-pub fn make_veth(config: &NetworkConfig, addresses: (Ipv4Addr, Ipv4Addr), pid: i32) -> Result<(), Failure> {
+pub fn make_veth(config: &NetworkConfig, addresses: (Ipv4Addr, Ipv4Addr), pid: i32) -> Result<Veth, Failure> {
     let mut netlink = Netlink::open()?;
     let name = &config.kernel_veth_name;
     if let Some(stale) = netlink.find(name)? {
-        let kind = stale.attributes.iter().find_map(|attribute| match attribute {
-            LinkAttribute::LinkInfo(infos) => Some(infos.contains(&LinkInfo::Kind(InfoKind::Veth))),
-            _ => None,
-        });
-        if kind != Some(true) {
+        // The kernel also finds interfaces by their alternative names.
+        let is_ours = stale.attributes.contains(&LinkAttribute::IfName(name.clone()))
+            && stale.attributes.iter().any(|attribute| match attribute {
+                LinkAttribute::LinkInfo(infos) => infos.contains(&LinkInfo::Kind(InfoKind::Veth)),
+                _ => false,
+            });
+        if !is_ours {
             return Err(Failure::new(Layer::Network, Step::DeleteStaleInterface, libc::EEXIST));
         }
         match netlink.delete(stale.header.index) {
@@ -52,19 +60,23 @@ pub fn make_veth(config: &NetworkConfig, addresses: (Ipv4Addr, Ipv4Addr), pid: i
         }
     }
     netlink.create_veth(name, &config.child_veth_name, pid.unsigned_abs())?;
-    let near_end = netlink.configure(name, addresses.0);
-    if near_end.is_err() {
-        remove_veth(config);
+    let veth = Veth { index: netlink.index(name)? };
+    match netlink.configure(veth.index, addresses.0) {
+        Ok(()) => Ok(veth),
+        Err(failure) => {
+            veth.remove();
+            Err(failure)
+        }
     }
-    near_end
 }
 
-/// Takes back what [`make_veth`] made. It goes with the child's namespace anyway; this is at once.
-pub fn remove_veth(config: &NetworkConfig) {
-    let Ok(mut netlink) = Netlink::open() else { return };
-    if let Ok(Some(link)) = netlink.find(&config.kernel_veth_name) {
-        // What is gone already is as good as removed.
-        let _ = netlink.delete(link.header.index);
+impl Veth {
+    /// Takes the pair back. It goes with the child's namespace anyway; this is at once.
+    pub fn remove(self) {
+        if let Ok(mut netlink) = Netlink::open() {
+            // What is gone already is as good as removed.
+            let _ = netlink.delete(self.index);
+        }
     }
 }
 
@@ -92,7 +104,8 @@ pub fn enter(network: Option<&ChildNetwork>) -> Result<(), Failure> {
     let mut netlink = Netlink::open()?;
     let loopback = netlink.index("lo")?;
     netlink.up(loopback).fail_at(Layer::Network, Step::LinkUp)?;
-    netlink.configure(&network.interface, network.address.into())?;
+    let interface = netlink.index(&network.interface)?;
+    netlink.configure(interface, network.address.into())?;
     netlink.add_default_route(network.gateway.into()).fail_at(Layer::Network, Step::AddRoute)
 }
 
@@ -189,8 +202,7 @@ impl Netlink {
     }
 
     /// Gives an interface its address and brings it up.
-    fn configure(&mut self, name: &str, address: Ipv4Addr) -> Result<(), Failure> {
-        let index = self.index(name)?;
+    fn configure(&mut self, index: u32, address: Ipv4Addr) -> Result<(), Failure> {
         let mut message = AddressMessage::default();
         message.header.family = AddressFamily::Inet;
         message.header.prefix_len = PREFIX;

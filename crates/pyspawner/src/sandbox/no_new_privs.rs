@@ -1,5 +1,5 @@
 //! Layer `no_new_privs`: execve(2) gives nothing that the process did not have, no setuid bit and no file capability.
-//! See PR_SET_NO_NEW_PRIVS in prctl(2).
+//! See `PR_SET_NO_NEW_PRIVS` in prctl(2).
 
 use crate::error::{FailAt, Failure, Step};
 use crate::layer::Layer;

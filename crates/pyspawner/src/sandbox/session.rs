@@ -1,7 +1,7 @@
 //! Layer `session`: an own session without a controlling terminal, an empty session keyring, no core dumps.
 //!
 //! See setsid(2), session-keyring(7) and core(5). A terminal would take TIOCSTI, a shared keyring would give the caller's keys, and a
-//! core dump would run the host's core_pattern.
+//! core dump would run the host's `core_pattern`.
 
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, setsid};

@@ -21,7 +21,7 @@ pub(crate) fn inherit(number: RawFd) -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Closes every descriptor but those given, whatever its number: close_range(2), or close(2) one by one before Linux 5.9
+/// Closes every descriptor but those given, whatever its number: `close_range(2)`, or close(2) one by one before Linux 5.9
 /// or where a profile hides it.
 ///
 /// # Safety
@@ -69,7 +69,7 @@ fn open_numbers() -> Result<Vec<RawFd>> {
 ///
 /// # Errors
 ///
-/// What close_range(2) or fcntl(2) said.
+/// What `close_range(2)` or fcntl(2) said.
 pub(crate) fn close_on_exec_above_stdio(but: BorrowedFd<'_>) -> Result<()> {
     // SAFETY: sets flags on descriptors; touches no memory.
     let result =

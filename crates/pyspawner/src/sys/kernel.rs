@@ -7,7 +7,7 @@ use rustix::io::{Errno, Result};
 
 use super::check;
 
-/// `struct mount_attr` of mount_setattr(2).
+/// `struct mount_attr` of `mount_setattr(2)`.
 #[repr(C)]
 #[derive(Default)]
 struct MountAttr {
@@ -26,7 +26,7 @@ const AT_RECURSIVE: libc::c_int = 0x8000;
 ///
 /// # Errors
 ///
-/// `ENOSYS` before Linux 5.12; else what mount_setattr(2) said.
+/// `ENOSYS` before Linux 5.12; else what `mount_setattr(2)` said.
 pub(crate) fn lock_mount_tree(mount: impl AsFd) -> Result<()> {
     let attributes = MountAttr {
         attr_set: MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV,
@@ -134,13 +134,13 @@ pub(crate) fn process_exists(pid: i32) -> bool {
     unsafe { libc::kill(pid, 0) == 0 || *libc::__errno_location() == libc::EPERM }
 }
 
-/// Sets `comm`, at most 15 bytes of it; see PR_SET_NAME in prctl(2).
+/// Sets `comm`, at most 15 bytes of it; see `PR_SET_NAME` in prctl(2).
 pub(crate) fn set_comm(name: &CStr) {
     // The kernel truncates, and cannot fail with a valid pointer.
     let _ = rustix::thread::set_name(name);
 }
 
-/// Puts the allocator's free memory in order: malloc_trim(3) merges it, and one larger allocation sorts what was merged. Otherwise the
+/// Puts the allocator's free memory in order: `malloc_trim(3)` merges it, and one larger allocation sorts what was merged. Otherwise the
 /// first larger allocation of every clone would do both, and copy each page of the heap that holds a free chunk.
 pub(crate) fn settle_heap() {
     // SAFETY: malloc_trim has no preconditions, and free gets what malloc gave, be it null.

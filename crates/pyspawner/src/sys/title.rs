@@ -2,7 +2,7 @@
 
 use std::ptr;
 
-/// Where the kernel put this process's arguments; `arg_start` and `arg_end` of proc_pid_stat(5).
+/// Where the kernel put this process's arguments; `arg_start` and `arg_end` of `proc_pid_stat(5)`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Title {
     /// An address, not a pointer: it is the kernel's word, and no Rust object lies there.
@@ -13,9 +13,9 @@ pub(crate) struct Title {
 impl Title {
     /// Finds the place. `None` where /proc is missing or odd: the command line then stays as it is.
     pub(crate) fn find() -> Option<Self> {
-        let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+        let line = std::fs::read_to_string("/proc/self/stat").ok()?;
         // The second field, in parentheses, may hold anything; the third follows the last `)`.
-        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_ascii_whitespace().collect();
+        let fields: Vec<&str> = line.rsplit_once(')')?.1.split_ascii_whitespace().collect();
         let (start, end): (usize, usize) = (fields.get(45)?.parse().ok()?, fields.get(46)?.parse().ok()?);
         let length = end.checked_sub(start).filter(|length| start != 0 && *length > 2)?;
         Some(Self { start, length })

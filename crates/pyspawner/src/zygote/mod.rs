@@ -101,7 +101,7 @@ impl Boot {
         set_comm(c"pyspawner");
         let thread =
             ThreadFacts::of_this_thread().map_err(ZygoteError::io("asking for the thread id's address"))?;
-        let (watchdog, pid, pidfd) = Watchdog::start(caller, thread, title)?;
+        let (watchdog, pid, pidfd) = Watchdog::start(&caller, thread, title)?;
         if let Some(title) = title {
             title.set(b"pyspawner: zygote");
         }

@@ -2,7 +2,7 @@
 //!
 //! Who runs this: a copy of the zygote from before its imports, and a child of the caller. It holds the caller's pidfd, the zygote's and
 //! every child's, and may do one thing: SIGKILL by pidfd, which for pid 1 of a pid namespace ends everything in it. It is a
-//! process of its own because the zygote may be killed first, and because PR_SET_PDEATHSIG would fire when a mere *thread* of
+//! process of its own because the zygote may be killed first, and because `PR_SET_PDEATHSIG` would fire when a mere *thread* of
 //! the caller ends. Closing a Client ends its watchdog first: children then live on.
 
 use std::collections::BTreeMap;
@@ -31,7 +31,7 @@ impl Watchdog {
     /// Clones the watchdog off the young, still single-threaded zygote. Also answers its pid and pidfd.
     #[expect(unsafe_code, reason = "the fork guard")]
     pub(super) fn start(
-        caller: OwnedFd,
+        caller: &OwnedFd,
         thread: ThreadFacts,
         title: Option<Title>,
     ) -> Result<(Self, i32, OwnedFd), ZygoteError> {
@@ -55,7 +55,7 @@ impl Watchdog {
                 if let Some(title) = title {
                     title.set(b"pyspawner: watchdog");
                 }
-                let watched = closed.and_then(|()| watch_until_the_end(&theirs, &caller, zygote));
+                let watched = closed.and_then(|()| watch_until_the_end(&theirs, caller, zygote));
                 exit_now(i32::from(watched.is_err()))
             }
         }
@@ -121,26 +121,23 @@ fn watch_until_the_end(zygote_socket: &Channel, caller: &OwnedFd, zygote: OwnedF
                 watched.remove(&token);
                 continue;
             }
-            match zygote_socket.recv::<Watch>() {
-                Ok(Some(received)) => {
-                    next_token += 1;
-                    let answer = match received.with::<1>() {
-                        Ok((_, [pidfd])) => match add(pidfd.as_fd(), next_token) {
-                            Ok(()) => {
-                                watched.insert(next_token, pidfd);
-                                Watch::Watching
-                            }
-                            Err(errno) => Watch::Refused { errno: errno.raw_os_error() },
-                        },
-                        Err(_) => Watch::Refused { errno: libc::EMFILE },
-                    };
-                    // A zygote that is gone does not need the answer.
-                    let _ = zygote_socket.send(&answer, &[]);
-                }
-                Ok(None) | Err(_) => {
-                    epoll::delete(&epoll, zygote_socket.as_fd())?;
-                    zygote_talks = false;
-                }
+            if let Ok(Some(received)) = zygote_socket.recv::<Watch>() {
+                next_token += 1;
+                let answer = match received.with::<1>() {
+                    Ok((_, [pidfd])) => match add(pidfd.as_fd(), next_token) {
+                        Ok(()) => {
+                            watched.insert(next_token, pidfd);
+                            Watch::Watching
+                        }
+                        Err(errno) => Watch::Refused { errno: errno.raw_os_error() },
+                    },
+                    Err(_) => Watch::Refused { errno: libc::EMFILE },
+                };
+                // A zygote that is gone does not need the answer.
+                let _ = zygote_socket.send(&answer, &[]);
+            } else {
+                epoll::delete(&epoll, zygote_socket.as_fd())?;
+                zygote_talks = false;
             }
         }
     }

@@ -20,11 +20,11 @@ const RET_ERRNO: u32 = 0x0005_0000;
 const RET_TRAP: u32 = 0x0003_0000;
 const RET_KILL_PROCESS: u32 = 0x8000_0000;
 
-const EPERM: u32 = RET_ERRNO | 1;
-const ENOSYS: u32 = RET_ERRNO | 38;
-const EAFNOSUPPORT: u32 = RET_ERRNO | 97;
-/// `SECCOMP_RET_ERRNO` with 0: the call is not made, and seems to have worked.
-const PRETEND: u32 = RET_ERRNO;
+const EPERM: u32 = errno(libc::EPERM);
+const ENOSYS: u32 = errno(libc::ENOSYS);
+const EAFNOSUPPORT: u32 = errno(libc::EAFNOSUPPORT);
+/// The call is not made, and seems to have worked.
+const PRETEND: u32 = errno(0);
 
 // Offsets in `struct seccomp_data`.
 const NUMBER: u32 = 0;
@@ -35,7 +35,7 @@ const NATIVE: u32 = 0xc000_003e; // AUDIT_ARCH_X86_64
 #[cfg(target_arch = "aarch64")]
 const NATIVE: u32 = 0xc000_00b7; // AUDIT_ARCH_AARCH64
 
-/// Numbers from here on are x32 calls on x86_64; elsewhere no call has them.
+/// Numbers from here on are x32 calls on `x86_64`; elsewhere no call has them.
 const X32: u32 = 0x4000_0000;
 
 /// The low half of an argument, on a little-endian machine.
@@ -45,6 +45,10 @@ const fn low(argument: u32) -> u32 {
 
 const fn high(argument: u32) -> u32 {
     low(argument) + 4
+}
+
+const fn errno(number: i32) -> u32 {
+    RET_ERRNO | number.unsigned_abs()
 }
 
 const fn load(offset: u32) -> Instruction {
@@ -103,7 +107,7 @@ fn leaves() -> Vec<(u32, Vec<Instruction>)> {
 fn code_of(rule: Rule) -> Vec<Instruction> {
     match rule {
         Rule::Allow => vec![answer(RET_ALLOW)],
-        Rule::Errno(errno) => vec![answer(RET_ERRNO | u32::from(errno))],
+        Rule::Errno(errno) => vec![answer(self::errno(errno))],
         Rule::Trap => vec![answer(RET_TRAP)],
         Rule::Check(check) => code_of_check(check),
     }
@@ -181,7 +185,7 @@ fn on_argument(argument: u32, then: &[Instruction]) -> Vec<Instruction> {
     [&[load(low(argument))], then].concat()
 }
 
-/// All CLONE_NEW* of clone(2). CLONE_NEWTIME shares its bit with the exit signal there and cannot be asked for.
+/// All `CLONE_NEW`* of clone(2). `CLONE_NEWTIME` shares its bit with the exit signal there and cannot be asked for.
 const NEW_NAMESPACES: u32 = 0x7e02_0000;
 
 /// `RLIMIT_CORE`, the same on both architectures.
@@ -190,11 +194,11 @@ const RLIMIT_CORE: u32 = 4;
 const AF_UNIX: u32 = 1;
 const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
-/// SOCK_STREAM and SOCK_DGRAM: no raw sockets.
+/// `SOCK_STREAM` and `SOCK_DGRAM`: no raw sockets.
 const SOCKET_TYPES: [u32; 2] = [1, 2];
-/// SOCK_TYPE_MASK: the rest of the word is SOCK_NONBLOCK and SOCK_CLOEXEC.
+/// `SOCK_TYPE_MASK`: the rest of the word is `SOCK_NONBLOCK` and `SOCK_CLOEXEC`.
 const SOCKET_TYPE_MASK: u32 = 0xf;
-/// The family's own, ICMP echo, TCP, UDP, ICMPv6 echo.
+/// The family's own, ICMP echo, TCP, UDP, `ICMPv6` echo.
 const SOCKET_PROTOCOLS: [u32; 5] = [0, 1, 6, 17, 58];
 
 fn socket() -> Vec<Instruction> {

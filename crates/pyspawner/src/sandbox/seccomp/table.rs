@@ -1,4 +1,4 @@
-//! What each system call may do. The only file, beside `filter.rs`' architecture, that knows x86_64 from aarch64.
+//! What each system call may do. The only file, beside `filter.rs`' architecture, that knows `x86_64` from aarch64.
 //!
 //! A call in none of these lists, and every call newer than them, answers `ENOSYS`: programs then fall back, as they do on an older
 //! kernel.
@@ -9,7 +9,7 @@ pub enum Rule {
     /// Goes through.
     Allow,
     /// Answers this errno.
-    Errno(u16),
+    Errno(i32),
     /// Ends the process with SIGSYS; standard error names the call.
     Trap,
     /// Depends on the arguments: see [`Check`].
@@ -47,16 +47,19 @@ pub enum Check {
 pub type Call = (u32, &'static str);
 
 macro_rules! calls {
-    ($($(#[$attribute:meta])* $call:ident)*) => {{
-        #[allow(unused_mut, reason = "a list may have no conditional part")]
-        let mut calls: Vec<Call> = Vec::new();
-        $($(#[$attribute])* calls.push((number(libc::$call), stringify!($call).strip_prefix("SYS_").unwrap_or("")));)*
-        calls
+    ($($call:ident)*) => {{
+        let calls: &[Call] = &[$((number(libc::$call), &stringify!($call)["SYS_".len()..]),)*];
+        calls.to_vec()
     }};
 }
 
-fn number(call: libc::c_long) -> u32 {
-    u32::try_from(call).unwrap_or(u32::MAX)
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "call numbers are small and not negative"
+)]
+const fn number(call: libc::c_long) -> u32 {
+    call as u32
 }
 
 /// Harmless within the other layers.
@@ -180,7 +183,7 @@ pub fn rules() -> Vec<(u32, Rule)> {
     let mut rules: Vec<(u32, Rule)> = Vec::new();
     rules.extend(allowed().into_iter().map(|(number, _)| (number, Rule::Allow)));
     rules.extend(trapped().into_iter().map(|(number, _)| (number, Rule::Trap)));
-    rules.extend(not_permitted().into_iter().map(|(number, _)| (number, Rule::Errno(1))));
+    rules.extend(not_permitted().into_iter().map(|(number, _)| (number, Rule::Errno(libc::EPERM))));
     rules.extend(pretended().into_iter().map(|(number, _)| (number, Rule::Errno(0))));
     rules.extend(checked().into_iter().map(|((number, _), check)| (number, Rule::Check(check))));
     rules.sort_unstable_by_key(|(number, _)| *number);

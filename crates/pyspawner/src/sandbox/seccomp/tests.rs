@@ -57,7 +57,7 @@ fn expected(number: u32, arguments: [u64; 6]) -> u32 {
     match rules().into_iter().find(|(ruled, _)| *ruled == number).map(|(_, rule)| rule) {
         None => errno(38),
         Some(Rule::Allow) => ALLOW,
-        Some(Rule::Errno(number)) => errno(number.into()),
+        Some(Rule::Errno(number)) => errno(number.unsigned_abs()),
         Some(Rule::Trap) => TRAP,
         Some(Rule::Check(check)) => match check {
             Check::CloneFlags => allow_if(low(0) & 0x7e02_0000 == 0, errno(1)),

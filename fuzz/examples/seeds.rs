@@ -1,0 +1,69 @@
+//! Writes `seeds/decode`: one input for each shape of a message, as the target `decode` reads it. Run it when a message has changed.
+
+use std::fs;
+use std::path::Path;
+
+use pyspawner::config::OPTIONAL_LAYERS;
+use pyspawner::error::{Failure, Step};
+use pyspawner::layer::Layer;
+use pyspawner::protocol::{
+    ChildNetwork, FromZygote, Message, Order, Orders, Report, Spawn, Start, ToZygote, Watch, encode,
+};
+
+fn main() {
+    let failure = Failure::new(Layer::Network, Step::CreateVeth, 1);
+    let orders = Orders {
+        process_name: Some("name".into()),
+        chroot: true,
+        network: Some(ChildNetwork {
+            interface: "veth".into(),
+            address: [10, 0, 0, 2],
+            gateway: [10, 0, 0, 1],
+        }),
+        optional_layers: OPTIONAL_LAYERS.into(),
+    };
+    let start = Start {
+        caller: 1,
+        child_main: "a.b".into(),
+        preload_imports: vec!["c".into()],
+        sys_path: Some(vec![b"/d".into()]),
+    };
+    let threads = vec![("a".into(), vec!["b".into()])];
+    write(0, &ToZygote::Proceed, &[ToZygote::Start(start)]);
+    write(1, &Spawn { chroot: false }, &[Spawn { chroot: true }]);
+    write(
+        2,
+        &FromZygote::HandOver,
+        &[
+            FromZygote::Hello { watchdog: 300 },
+            FromZygote::Importing { module: "a".into() },
+            FromZygote::Failed { summary: "a".into(), traceback: "b".into() },
+            FromZygote::HandedOver { pid: -1 },
+            FromZygote::Ready { threads },
+        ],
+    );
+    write(3, &Order::Run, &[Order::Enter(orders)]);
+    write(
+        4,
+        &Report::Born,
+        &[
+            Report::Spawned { pid: 300, first_id: 65_536 },
+            Report::NotSpawned { failure, pid: Some(300) },
+            Report::Entered { layers: OPTIONAL_LAYERS.into() },
+            Report::Failed(failure),
+        ],
+    );
+    write(5, &Watch::This, &[Watch::Watching, Watch::Refused { errno: 24 }]);
+}
+
+/// `shortest` has a body of one byte: what is before it is the header, which the target adds itself.
+fn write<M: Message>(choice: u8, shortest: &M, others: &[M]) {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds/decode");
+    fs::create_dir_all(&directory).expect("the directory");
+    let header = encode(shortest).expect("a frame").len() - 1;
+    for (number, message) in [shortest].into_iter().chain(others).enumerate() {
+        let mut seed = encode(message).expect("a frame").split_off(header);
+        seed.insert(0, choice);
+        fs::write(directory.join(format!("{choice}-{number}")), seed).expect("written");
+    }
+}

@@ -1,0 +1,146 @@
+//! Every message that fits a frame comes back as it was; cut short, prolonged or damaged, it is a message or a typed error.
+#![no_main]
+
+use std::fmt::Debug;
+
+use libfuzzer_sys::arbitrary::{Result, Unstructured};
+use libfuzzer_sys::fuzz_target;
+use pyspawner::config::OPTIONAL_LAYERS;
+use pyspawner::error::{Failure, Step};
+use pyspawner::layer::Layer;
+use pyspawner::protocol::{
+    ChildNetwork, FromZygote, Message, Order, Orders, ProtocolError, Report, Spawn, Start, ToZygote, Watch,
+};
+use pyspawner::protocol::{decode, encode};
+
+fuzz_target!(|input: &[u8]| {
+    // An error is the end of the input, before there was a message to try.
+    let _ = try_one(&mut Unstructured::new(input));
+});
+
+fn try_one(input: &mut Unstructured<'_>) -> Result<()> {
+    match input.int_in_range(0..=5)? {
+        0 => to_zygote(input).and_then(|message| check(&message, input)),
+        1 => check(&Spawn { chroot: input.arbitrary()? }, input),
+        2 => from_zygote(input).and_then(|message| check(&message, input)),
+        3 => order(input).and_then(|message| check(&message, input)),
+        4 => report(input).and_then(|message| check(&message, input)),
+        _ => watch(input).and_then(|message| check(&message, input)),
+    }
+}
+
+fn check<M: Message + Debug + PartialEq>(message: &M, input: &mut Unstructured<'_>) -> Result<()> {
+    let frame = match encode(message) {
+        Ok(frame) => frame,
+        Err(ProtocolError::Oversized { length, limit }) => {
+            assert!(length > limit && limit == M::MAX_FRAME);
+            return Ok(());
+        }
+        Err(error) => panic!("{error}: {message:?}"),
+    };
+    assert!(frame.len() <= M::MAX_FRAME);
+    assert_eq!(decode::<M>(&frame).as_ref(), Ok(message));
+
+    let length = input.int_in_range(0..=frame.len())?;
+    assert_eq!(decode::<M>(&frame[..length]).is_ok(), length == frame.len(), "{length} bytes of {message:?}");
+    assert!(
+        decode::<M>(&[&frame[..], &[input.arbitrary()?]].concat()).is_err(),
+        "a byte more than {message:?}"
+    );
+
+    let mut damaged = frame;
+    let at = input.choose_index(damaged.len())?;
+    damaged[at] = input.arbitrary()?;
+    if let Ok(other) = decode::<M>(&damaged) {
+        let again = encode(&other).expect("what has been decoded can be encoded");
+        assert_eq!(decode::<M>(&again), Ok(other));
+    }
+    Ok(())
+}
+
+fn list<T>(
+    input: &mut Unstructured<'_>,
+    item: impl Fn(&mut Unstructured<'_>) -> Result<T>,
+) -> Result<Vec<T>> {
+    (0..input.int_in_range(0..=8)?).map(|_| item(input)).collect()
+}
+
+fn optional<T>(
+    input: &mut Unstructured<'_>,
+    item: impl Fn(&mut Unstructured<'_>) -> Result<T>,
+) -> Result<Option<T>> {
+    if input.arbitrary()? { item(input).map(Some) } else { Ok(None) }
+}
+
+/// Mostly short; at times longer than any frame.
+fn text(input: &mut Unstructured<'_>) -> Result<String> {
+    let text: String = input.arbitrary()?;
+    Ok(if input.ratio(1, 50)? { text.repeat(1 << 13) } else { text })
+}
+
+fn layer(input: &mut Unstructured<'_>) -> Result<Layer> {
+    let obligatory = [Layer::Namespaces, Layer::IdMap, Layer::Network, Layer::Mounts, Layer::Session];
+    input.choose(&[&obligatory[..], &OPTIONAL_LAYERS].concat()).copied()
+}
+
+fn failure(input: &mut Unstructured<'_>) -> Result<Failure> {
+    let step = *input.choose(&[Step::Clone, Step::WriteUidMap, Step::CreateVeth, Step::ReceiveOrders])?;
+    Ok(Failure::new(layer(input)?, step, input.arbitrary()?))
+}
+
+fn to_zygote(input: &mut Unstructured<'_>) -> Result<ToZygote> {
+    if input.arbitrary()? {
+        return Ok(ToZygote::Proceed);
+    }
+    Ok(ToZygote::Start(Start {
+        caller: input.arbitrary()?,
+        child_main: text(input)?,
+        preload_imports: list(input, text)?,
+        sys_path: input.arbitrary()?,
+    }))
+}
+
+fn from_zygote(input: &mut Unstructured<'_>) -> Result<FromZygote> {
+    Ok(match input.int_in_range(0..=5)? {
+        0 => FromZygote::Hello { watchdog: input.arbitrary()? },
+        1 => FromZygote::Importing { module: text(input)? },
+        2 => FromZygote::Failed { summary: text(input)?, traceback: text(input)? },
+        3 => FromZygote::HandOver,
+        4 => FromZygote::HandedOver { pid: input.arbitrary()? },
+        _ => FromZygote::Ready { threads: list(input, |input| Ok((text(input)?, list(input, text)?)))? },
+    })
+}
+
+fn order(input: &mut Unstructured<'_>) -> Result<Order> {
+    if input.arbitrary()? {
+        return Ok(Order::Run);
+    }
+    let network = |input: &mut Unstructured<'_>| {
+        let (interface, address, gateway) = (text(input)?, input.arbitrary()?, input.arbitrary()?);
+        Ok(ChildNetwork { interface, address, gateway })
+    };
+    Ok(Order::Enter(Orders {
+        process_name: optional(input, text)?,
+        chroot: input.arbitrary()?,
+        network: optional(input, network)?,
+        optional_layers: list(input, layer)?,
+    }))
+}
+
+fn report(input: &mut Unstructured<'_>) -> Result<Report> {
+    Ok(match input.int_in_range(0..=4)? {
+        0 => Report::Born,
+        1 => Report::Spawned { pid: input.arbitrary()?, first_id: input.arbitrary()? },
+        2 => Report::NotSpawned { failure: failure(input)?, pid: input.arbitrary()? },
+        3 => Report::Entered { layers: list(input, layer)? },
+        _ => Report::Failed(failure(input)?),
+    })
+}
+
+fn watch(input: &mut Unstructured<'_>) -> Result<Watch> {
+    Ok(match input.int_in_range(0..=2)? {
+        0 => Watch::This,
+        1 => Watch::Watching,
+        _ => Watch::Refused { errno: input.arbitrary()? },
+    })
+}
