@@ -33,6 +33,22 @@ bench: build ## Against pyspawner 1.0, forkserver, os.fork and bubblewrap, in on
 	tools/apt-install bubblewrap libcap2
 	$(BIN)/python benches/run.py $(BENCH_OPTIONS)
 
+# Coverage for libFuzzer without a nightly compiler; the decoder has no unsafe code for a sanitizer to watch.
+HOST := $(shell rustc -vV | sed -n 's/^host: //p')
+FUZZ_FLAGS := --cfg fuzzing -Cdebug-assertions -Ccodegen-units=1 -Cpasses=sancov-module \
+	-Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
+	-Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares
+
+fuzz: ## The protocol's decoder, FUZZ_SECONDS a target.
+	tools/apt-install gcc g++ libc6-dev
+	RUSTFLAGS='$(FUZZ_FLAGS)' cargo build --quiet --locked --release --bins --target $(HOST) \
+		--manifest-path fuzz/Cargo.toml --target-dir fuzz/target
+	for target in decode round_trip; do \
+		mkdir -p fuzz/artifacts fuzz/corpus/$$target && \
+		fuzz/target/$(HOST)/release/$$target -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=1024 \
+			-print_final_stats=1 -verbosity=0 -artifact_prefix=fuzz/artifacts/ fuzz/corpus/$$target fuzz/seeds/decode || exit 1; \
+	done
+
 docs: | $(VENV)/tools ## Rust's documentation, in target/doc.
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps
 

@@ -7,9 +7,8 @@ import time
 
 import pytest
 
-from support import children_of_this_process, open_descriptors
-
 import pyspawner
+from support import children_of_this_process, open_descriptors
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -18,7 +17,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    skipped = reporter.stats.get("skipped", []) if reporter else []
+    assert reporter is not None
+    skipped = reporter.stats.get("skipped", [])
     if session.config.getoption("--forbid-skips") and skipped and exitstatus == pytest.ExitCode.OK:
         for report in skipped:
             reporter.write_line(f"REQUIRED, BUT SKIPPED: {report.nodeid}: {report.longrepr}", red=True)

@@ -1,4 +1,4 @@
-"""Run untrusted Python in milliseconds.
+r"""Run untrusted Python in milliseconds.
 
 A *zygote* process imports the slow modules once; each :meth:`Client.spawn_child` clones it into a fresh, locked-down Linux sandbox and
 hands back a pid and three pipes.
@@ -8,7 +8,7 @@ hands back a pid and three pipes.
 ...     child = client.spawn_child(["hello"], sandbox_config=pyspawner.SandboxConfig())
 ...     child.stdout.read()
 ...     child.wait()[1]
-b'hello\\n'
+b'hello\n'
 0
 """
 

@@ -8,13 +8,15 @@ import os
 import pickle
 import sys
 import threading
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def run(child_main: Callable[..., object], args_descriptor: int, reseeding: list[Callable[[], object]]) -> NoReturn:
+def run(
+    child_main: Callable[..., object], args_descriptor: int, reseeding: list[Callable[[], object]]
+) -> NoReturn:
     """Unpickle the args, call ``child_main(*args)`` and end the process as Python would.
 
     Every line here is paid for in each child, and mostly in pages that it touches first.
@@ -22,7 +24,7 @@ def run(child_main: Callable[..., object], args_descriptor: int, reseeding: list
     code = 1
     try:
         # Handlers of the zygote's modules are not this process's: it did not open what they would close.
-        atexit._clear()
+        atexit._clear()  # pyright: ignore[reportPrivateUsage]
         for reseed in reseeding:
             reseed()
         code = _call(child_main, args_descriptor)
@@ -63,7 +65,7 @@ def _finish(code: int) -> int:
     if threading.active_count() > 1:
         # There is no public name for what the interpreter does here; multiprocessing calls the same.
         threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
-    atexit._run_exitfuncs()
+    atexit._run_exitfuncs()  # pyright: ignore[reportPrivateUsage]
     _run_forgotten_handlers()
     for stream in (sys.stdout, sys.stderr):
         # The reader may be gone, and user code may have closed or replaced the stream.
@@ -74,12 +76,10 @@ def _finish(code: int) -> int:
 
 def _run_forgotten_handlers() -> None:
     """Do what logging and multiprocessing do at exit, where the child has used them: they registered it in the zygote."""
-    logging = sys.modules.get("logging")
+    logging: Any = sys.modules.get("logging")
     # One handler is always there, logging's own last resort.
     if logging is not None and len(logging._handlerList) > 1:
         logging.shutdown()
-    multiprocessing = sys.modules.get("multiprocessing.util")
-    if multiprocessing is not None and (
-        multiprocessing._finalizer_registry or sys.modules["multiprocessing.process"]._children
-    ):
-        multiprocessing._exit_function()
+    util: Any = sys.modules.get("multiprocessing.util")
+    if util is not None and (util._finalizer_registry or util.process.active_children()):
+        util._exit_function()

@@ -95,12 +95,14 @@ class Client:
         self,
         *,
         child_main: str,
-        environment: Mapping[str, str] = {},  # noqa: B006 (never changed; the 1.0 signature)
-        preload_imports: Sequence[str] = [],  # noqa: B006
+        environment: Mapping[str, str] = {},
+        preload_imports: Sequence[str] = [],
         executable: str = sys.executable,
     ) -> None:
         if isinstance(preload_imports, str):
-            raise TypeError(f"preload_imports must be a list of module names, not the string {preload_imports!r}")
+            raise TypeError(
+                f"preload_imports must be a list of module names, not the string {preload_imports!r}"
+            )
         if "." not in child_main.strip("."):
             raise ValueError(f'child_main must be "package.module.function", not {child_main!r}')
         own_interpreter = executable == sys.executable
@@ -135,7 +137,7 @@ class Client:
 
     def spawn_child(
         self,
-        args: Sequence[Any] = [],  # noqa: B006 (never changed; the 1.0 signature)
+        args: Sequence[Any] = [],
         *,
         process_name: str | None = None,
         sandbox_config: SandboxConfig,
@@ -158,7 +160,8 @@ class Client:
         """
         if isinstance(args, (str, bytes)):
             raise TypeError(f"args must be a list of arguments for child_main, not {args!r}")
-        if not isinstance(sandbox_config, SandboxConfig):
+        # Of any type at run time, whatever the annotation says.
+        if not isinstance(sandbox_config, SandboxConfig):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"sandbox_config must be a SandboxConfig, not {sandbox_config!r}")
         if isinstance(sandbox_config.skip_sandbox_except, str):
             raise TypeError("skip_sandbox_except must be a frozenset of layer names, not a string")
@@ -233,7 +236,9 @@ def _bootstrap_arguments() -> list[str]:
 def _find_executable(executable: str) -> str:
     """Search a bare name in the caller's PATH, as subprocess does: the zygote's environment may have none."""
     if not executable:
-        raise ValueError("executable is empty: sys.executable is unknown in this interpreter; pass the path of a Python")
+        raise ValueError(
+            "executable is empty: sys.executable is unknown in this interpreter; pass the path of a Python"
+        )
     return shutil.which(executable) or executable
 
 

@@ -1,5 +1,6 @@
 """The native core of pyspawner. Private: use ``pyspawner``."""
 
+from collections.abc import Sequence
 from os import PathLike
 from typing import final
 
@@ -70,6 +71,6 @@ class Boot:
     def take_over(self, predecessor: int) -> None:
         """In that fork: wait until the process behind the pidfd has ended and the caller is the parent."""
     def serve(
-        self, installation: list[str | PathLike[str]], search_path: list[str | PathLike[str]]
+        self, installation: Sequence[str | PathLike[str]], search_path: Sequence[str | PathLike[str]]
     ) -> int | None:
         """Serve until the caller closes its Client. In every child, return the descriptor of the pickled args."""

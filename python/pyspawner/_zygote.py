@@ -34,8 +34,12 @@ def main() -> None:
 
     streams = sys.stdin, sys.stdout, sys.stderr
     for module in boot.preload_imports:
-        _attempt(boot, f"cannot import {module!r} of preload_imports", lambda module=module: _import(boot, module))
-    child_main = _attempt(boot, f"child_main {boot.child_main!r} is not usable", lambda: _find_child_main(boot))
+        _attempt(
+            boot, f"cannot import {module!r} of preload_imports", lambda module=module: _import(boot, module)
+        )
+    child_main = _attempt(
+        boot, f"child_main {boot.child_main!r} is not usable", lambda: _find_child_main(boot)
+    )
     _attempt(boot, "cannot leave the imports' threads behind", lambda: _leave_threads_behind(boot))
 
     reseeding = _attempt(boot, "cannot plan new random state for children", plan_reseeding)

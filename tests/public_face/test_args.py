@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 
 import pytest
-from support import children_of_this_process, communicate, run
 
 import pyspawner
+from support import children_of_this_process, communicate, run
 
 SANDBOX = pyspawner.SandboxConfig()
 
@@ -25,7 +25,12 @@ def test_they_are_unpickled_inside_the_sandbox(client):
 
 
 def test_any_picklable_object_arrives_equal(client):
-    thing = {"text": "ä\0", "bytes": bytes(range(256)), "nested": [(1, 2.5, None), frozenset({3})], "type": dict}
+    thing = {
+        "text": "ä\0",
+        "bytes": bytes(range(256)),
+        "nested": [(1, 2.5, None), frozenset({3})],
+        "type": dict,
+    }
     assert run(client, "print(repr(thing) == expected)", thing=thing, expected=repr(thing)).text == "True\n"
 
 

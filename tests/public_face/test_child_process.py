@@ -9,9 +9,9 @@ import signal
 import threading
 
 import pytest
-from support import communicate, run, spawn
 
 import pyspawner
+from support import communicate, run, spawn
 
 HANG = "import threading; threading.Event().wait()"
 

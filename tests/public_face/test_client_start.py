@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
-from support import children_of_this_process, run
 
 import pyspawner
+from support import children_of_this_process, run
 
 
 @pytest.fixture
@@ -162,7 +162,9 @@ def test_a_python_without_pyspawner_is_said_in_its_own_words(tmp_path):
 def test_another_interpreter_has_its_own_search_path_and_the_working_directory(tmp_path, monkeypatch):
     executable = make_virtual_environment(tmp_path / "other", with_pyspawner=True)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "only_here.py").write_text("import sys\ndef main(): print(sys.prefix, '', *sys.path, sep='\\n')")
+    (tmp_path / "only_here.py").write_text(
+        "import sys\ndef main(): print(sys.prefix, '', *sys.path, sep='\\n')"
+    )
     with pyspawner.Client(child_main="only_here.main", executable=executable) as client:
         child = client.spawn_child(sandbox_config=pyspawner.SandboxConfig())
         with child.stdin, child.stdout, child.stderr:
@@ -238,7 +240,10 @@ def test_the_repr_names_the_zygote(client):
         ("after_in_child=lambda: os._exit(7)", "exit code 7"),
         ("after_in_child=lambda: os.kill(os.getpid(), 9)", "signal 9"),
         ("before=lambda: os._exit(5)", "exit code 5"),
-        ("after_in_child=lambda: threading.Thread(target=threading.Event().wait, daemon=True).start()", "threads"),
+        (
+            "after_in_child=lambda: threading.Thread(target=threading.Event().wait, daemon=True).start()",
+            "threads",
+        ),
     ],
 )
 def test_a_module_whose_fork_hook_breaks_the_hand_over_is_a_clear_error(make_module, hook, said):

@@ -9,9 +9,9 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from support import communicate, run, spawn
 
 import pyspawner
+from support import communicate, run, spawn
 
 
 def test_many_threads_may_spawn_at_once(client):

@@ -14,11 +14,12 @@ import textwrap
 import threading
 import time
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
-from support import communicate, run, spawn
 
 import pyspawner
+from support import communicate, run, spawn
 
 TESTS = Path(__file__).parent.parent
 HANG = "import threading; threading.Event().wait()"
@@ -54,7 +55,14 @@ def namespace_members(pid: int) -> set[int]:
     return found
 
 
-def start_caller(script: str, **options) -> subprocess.Popen[str]:
+class Caller(subprocess.Popen[str]):
+    """A process with pipes, to the type checker too."""
+
+    stdin: IO[str]  # pyright: ignore[reportIncompatibleVariableOverride]
+    stdout: IO[str]  # pyright: ignore[reportIncompatibleVariableOverride]
+
+
+def start_caller(script: str, **options: Any) -> Caller:
     """A caller of its own, which prints what the test wants to know as one line of JSON."""
     prologue = """
 import json, os, signal, sys, threading, pyspawner
@@ -65,7 +73,7 @@ def say(*values):
     print(json.dumps(values), flush=True)
 """
     source = prologue.format(tests=str(TESTS), hang=HANG) + textwrap.dedent(script)
-    return subprocess.Popen(
+    return Caller(
         [sys.executable, "-W", "ignore::ResourceWarning", "-c", source],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -83,7 +91,7 @@ def test_a_dead_zygote_is_a_clear_error_and_running_children_are_untouched(kille
             with pytest.raises(pyspawner.ZygoteDiedError, match="make a new Client") as caught:
                 spawn(client, "pass")
             assert isinstance(caught.value, OSError)
-        assert f"signal {killer.value}" in str(caught.value)
+            assert f"signal {killer.value}" in str(caught.value)
         assert communicate(child, b"alive").text == "alive\n"
     # And close() worked.
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from support import run
 
 import pyspawner
+from support import run
 
 ENVIRONMENTS = [
     {},

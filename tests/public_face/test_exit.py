@@ -6,9 +6,9 @@ import signal
 import textwrap
 
 import pytest
-from support import Outcome, communicate, run, spawn
 
 import pyspawner
+from support import Outcome, communicate, run, spawn
 
 
 def ended(code: int, stdout: bytes = b"", stderr: bytes = b"") -> Outcome:
@@ -119,6 +119,20 @@ def test_handlers_of_logging_are_flushed_though_logging_was_preloaded():
         assert run(client, source).text == "kept until the end\n"
 
 
+def test_processes_of_multiprocessing_are_joined_though_it_was_preloaded():
+    source = """
+        import multiprocessing, os
+        reader, writer = os.pipe()
+        process = multiprocessing.get_context("fork").Process(target=lambda: (os.read(reader, 1), print("process")))
+        process.start()
+        os.write(writer, b"x")
+        """
+    with pyspawner.Client(
+        child_main="support.run_source", preload_imports=["multiprocessing.process", "multiprocessing.util"]
+    ) as client:
+        assert run(client, source).text == "process\n"
+
+
 def test_a_buffered_stream_of_the_users_own_is_flushed(client):
     source = """
         import io, sys
@@ -128,7 +142,9 @@ def test_a_buffered_stream_of_the_users_own_is_flushed(client):
     assert run(client, source).text == "buffered\n"
 
 
-@pytest.mark.parametrize("stream", ["sys.stdout.close()", "sys.stdout = None", "del sys.stdout", "os.close(1)"])
+@pytest.mark.parametrize(
+    "stream", ["sys.stdout.close()", "sys.stdout = None", "del sys.stdout", "os.close(1)"]
+)
 def test_a_child_that_breaks_its_streams_still_ends_well(client, stream):
     assert run(client, f"import os, sys; print('before'); {stream}") == ended(0, b"before\n")
 
@@ -142,7 +158,10 @@ def test_a_child_that_breaks_its_streams_still_ends_well(client, stream):
     ],
 )
 def test_output_written_before_a_crash_is_not_lost(client, crash, signals):
-    outcome = run(client, f"import ctypes, os, signal; print('before'); print(1, file=__import__('sys').stderr); {crash}")
+    outcome = run(
+        client,
+        f"import ctypes, os, signal; print('before'); print(1, file=__import__('sys').stderr); {crash}",
+    )
     assert (outcome.stdout, outcome.stderr) == (b"before\n", b"1\n")
     assert outcome.exitcode == 5 if not signals else -outcome.exitcode in signals
 

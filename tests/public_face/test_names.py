@@ -96,7 +96,11 @@ def members(node: ast.ClassDef) -> set[str]:
 def test_the_stub_describes_the_native_module():
     stub = ast.parse(Path(pyspawner.__file__).with_name("_native.pyi").read_text())
     classes = {node.name: node for node in stub.body if isinstance(node, ast.ClassDef)}
-    variables = {node.target.id for node in stub.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)}
+    variables = {
+        node.target.id
+        for node in stub.body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
     present = {name for name in vars(_native) if name == "__version__" or not name.startswith("_")}
     assert classes.keys() | variables == present
     for name, node in classes.items():

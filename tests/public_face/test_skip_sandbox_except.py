@@ -5,9 +5,9 @@ from __future__ import annotations
 import warnings
 
 import pytest
-from support import communicate, run, spawn
 
 import pyspawner
+from support import communicate, run, spawn
 
 OPTIONAL = ["drop_capabilities", "setuid", "no_new_privs", "seccomp"]
 ALWAYS = ["namespaces", "id_map", "network", "mounts", "session"]
@@ -26,7 +26,12 @@ def test_only_the_named_optional_layer_is_on(client, name):
 
 
 def test_several_may_be_named(client):
-    assert layers(client, "seccomp", "no_new_privs", "setuid") == [*ALWAYS, "setuid", "no_new_privs", "seccomp"]
+    assert layers(client, "seccomp", "no_new_privs", "setuid") == [
+        *ALWAYS,
+        "setuid",
+        "no_new_privs",
+        "seccomp",
+    ]
 
 
 @pytest.mark.parametrize("gives_powers_up", ["setuid", "drop_capabilities"])
@@ -46,8 +51,8 @@ def test_empty_means_every_layer(client):
 
 
 def test_it_warns_that_the_sandbox_is_weakened_at_the_callers_line(client):
+    config = pyspawner.SandboxConfig(skip_sandbox_except=frozenset({"setuid"}))
     with pytest.warns(pyspawner.InsecureSandboxWarning, match="weakened") as caught:
-        config = pyspawner.SandboxConfig(skip_sandbox_except=frozenset({"setuid"}))
         communicate(client.spawn_child(["", {}], sandbox_config=config))
     assert caught[0].filename == __file__
 

@@ -10,9 +10,9 @@ import sys
 import threading
 
 import pytest
-from support import communicate, run, spawn
 
 import pyspawner
+from support import communicate, run, spawn
 
 
 def test_the_streams_are_descriptors_0_1_2_and_so_are_their_twins(client):
@@ -37,7 +37,9 @@ def test_input_reads_a_line(client):
 
 
 def test_output_is_unbuffered_as_with_python_u(client):
-    child = spawn(client, "import sys; sys.stdout.write('no newline'); sys.stderr.write('nor here'); sys.stdin.read()")
+    child = spawn(
+        client, "import sys; sys.stdout.write('no newline'); sys.stderr.write('nor here'); sys.stdin.read()"
+    )
     # The child still runs, and has flushed nothing by itself.
     assert child.stdout.read(10) == b"no newline"
     assert child.stderr.read(8) == b"nor here"
@@ -83,8 +85,14 @@ def test_the_callers_ends_are_close_on_exec(client):
     child = spawn(client, "")
     assert not any(os.get_inheritable(pipe.fileno()) for pipe in (child.stdin, child.stdout, child.stderr))
     # As a program that the caller starts meanwhile sees it.
-    listing = [sys.executable, "-c", "import os, json; print(json.dumps([*map(os.readlink, ['/proc/self/fd/%s' % n for n in (0, 1, 2)])]))"]
-    inherited = json.loads(subprocess.run(listing, capture_output=True, check=True, stdin=subprocess.DEVNULL).stdout)
+    listing = [
+        sys.executable,
+        "-c",
+        "import os, json; print(json.dumps([*map(os.readlink, ['/proc/self/fd/%s' % n for n in (0, 1, 2)])]))",
+    ]
+    inherited = json.loads(
+        subprocess.run(listing, capture_output=True, check=True, stdin=subprocess.DEVNULL).stdout
+    )
     assert os.readlink(f"/proc/self/fd/{child.stdout.fileno()}") not in inherited
     communicate(child)
 

@@ -15,9 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from support import children_of_this_process, communicate, open_descriptors, run, spawn
 
 import pyspawner
+from support import children_of_this_process, communicate, open_descriptors, run, spawn
 
 THREADS = 16
 SOURCE = "import sys; print(number, sys.stdin.read()); print(number, file=sys.stderr)"
@@ -194,7 +194,9 @@ def test_children_are_killed_during_set_up(own_client):
         killer.join()
     allowed = {"right", "killed", "SandboxError ECHILD", "SandboxError ESRCH"}
     assert counts.keys() <= allowed, counts
-    assert counts["SandboxError ECHILD"] + counts["SandboxError ESRCH"] > 0, f"none was killed in time: {counts}"
+    assert counts["SandboxError ECHILD"] + counts["SandboxError ESRCH"] > 0, (
+        f"none was killed in time: {counts}"
+    )
     assert spawn_and_check(own_client, 4) == "right"
 
 

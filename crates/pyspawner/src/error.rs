@@ -104,7 +104,8 @@ impl Failure {
     #[must_use]
     pub fn hint(&self) -> &'static str {
         use libc::{
-            EAGAIN, EEXIST, EMFILE, ENODEV, ENOENT, ENOMEM, ENOSPC, ENOSYS, ENOTDIR, EOPNOTSUPP, EPERM, ESRCH,
+            EACCES, EAGAIN, EEXIST, EMFILE, ENODEV, ENOENT, ENOMEM, ENOSPC, ENOSYS, ENOTDIR, EOPNOTSUPP,
+            EPERM, ESRCH,
         };
         match (self.layer, self.step, self.errno) {
             (_, _, EMFILE) => "too many open files: raise RLIMIT_NOFILE (ulimit -n)",

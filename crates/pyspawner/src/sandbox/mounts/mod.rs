@@ -6,6 +6,8 @@
 //! the clone (`stage`): copied from there into a less privileged namespace, its flags are locked, and not even a child with every
 //! capability in its own namespaces could make it writable again. The child puts it in place ([`enter`]).
 
+mod lock;
+
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
@@ -15,7 +17,7 @@ use rustix::process::{chdir, fchdir, pivot_root};
 
 use crate::error::{FailAt, Failure, Step};
 use crate::layer::Layer;
-use crate::sys::kernel::lock_mount_tree;
+pub(crate) use lock::attach_locked;
 
 /// Where the zygote holds a root during the clone: a directory that every system has, and that nobody needs meanwhile. Not `/`: a process
 /// whose root is covered may not make user namespaces.
@@ -40,13 +42,6 @@ pub(crate) fn detached_copy(at: impl AsFd, step: Step) -> Result<OwnedFd, Failur
         | OpenTreeFlags::AT_RECURSIVE
         | OpenTreeFlags::AT_EMPTY_PATH;
     open_tree(at, "", flags).fail_at(Layer::Mounts, step)
-}
-
-/// Mounts a detached copy at `target`: read-only, nosuid, nodev, private, with all that is mounted in it.
-pub(crate) fn attach_locked(copy: &OwnedFd, target: &Path) -> Result<(), Failure> {
-    lock_mount_tree(copy).fail_at(Layer::Mounts, Step::SetMountAttributes)?;
-    move_mount(copy, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-        .fail_at(Layer::Mounts, Step::MoveMount)
 }
 
 /// A root for the next clone. Dropped, it is unmounted.
