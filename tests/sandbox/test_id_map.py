@@ -192,3 +192,19 @@ def test_control_outside_it_makes_root(setuid_root_program):
     command = [setuid_root_program, "-u"]
     done = subprocess.run(command, check=True, capture_output=True, user=65534, group=65534)
     assert done.stdout == b"0\n"
+
+
+def test_a_pid_that_shares_its_range_with_a_living_process_is_passed_over(directory):
+    """Ranges follow from pids, of which there may be more than ranges: here the child's first pid is the caller's plus their number."""
+    script = f"""
+        import os, pathlib
+        kernel = pathlib.Path("/proc/sys/kernel")
+        (kernel / "pid_max").write_text("4194304")
+        with pyspawner.Client(child_main="support.run_source") as client:
+            for config in (SANDBOX, pyspawner.SandboxConfig(chroot_dir=pathlib.Path({str(directory)!r}))):
+                (kernel / "ns_last_pid").write_text(str(os.getpid() + 65534 - 1))
+                child = spawn(client, "pass", sandbox=config)
+                communicate(child)
+                print(child.pid > os.getpid() + 65534, pathlib.Path(f"/proc/{{child.pid - 65534}}").exists())
+    """
+    assert run_caller(script, wrapper=["unshare", "--pid", "--fork", "--mount-proc"]) == "True False\n" * 2

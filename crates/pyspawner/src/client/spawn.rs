@@ -64,7 +64,7 @@ impl Client {
         let (provisions, pipes) = Provisions::make(request)?;
         let mut attempt = 1;
         let (newborn, first_id) = loop {
-            match self.clone_child(provisions.chroot.as_ref(), interrupt) {
+            match self.clone_child(request.sandbox, interrupt) {
                 Err(Error::Sandbox(Failure { step: Step::ChooseIdRange, .. })) if attempt < MAX_ATTEMPTS => {
                     attempt += 1;
                 }
@@ -83,12 +83,13 @@ impl Client {
     /// A child that waits for its orders, and the first host id of its range.
     fn clone_child(
         &self,
-        chroot: Option<&OwnedFd>,
+        sandbox: &SandboxConfig,
         interrupt: Interrupt<'_>,
     ) -> Result<(Newborn, u32), Error> {
+        let chroot = sandbox.chroot_dir.as_deref().map(mounts::open_chroot).transpose()?;
         let (ours, theirs) = Channel::pair().map_err(Error::io("socketpair"))?;
         ours.want_sender().map_err(Error::io("setsockopt(SO_PASSCRED)"))?;
-        let descriptors: Vec<_> = iter::once(theirs.as_fd()).chain(chroot.map(AsFd::as_fd)).collect();
+        let descriptors: Vec<_> = iter::once(theirs.as_fd()).chain(chroot.iter().map(AsFd::as_fd)).collect();
         self.ask(Spawn { chroot: chroot.is_some() }, &descriptors, interrupt)?;
         drop(theirs);
         self.await_birth(Birth { private: ours, born: None }, interrupt)
@@ -171,7 +172,6 @@ struct Provisions {
     stdout: OwnedFd,
     stderr: OwnedFd,
     args: OwnedFd,
-    chroot: Option<OwnedFd>,
 }
 
 impl Provisions {
@@ -179,8 +179,7 @@ impl Provisions {
     fn make(request: &SpawnRequest<'_>) -> Result<(Self, Pipes), Error> {
         let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(Error::io("pipe"));
         let ((stdin, our_stdin), (our_stdout, stdout), (our_stderr, stderr)) = (pipe()?, pipe()?, pipe()?);
-        let chroot = request.sandbox.chroot_dir.as_deref().map(mounts::open_chroot).transpose()?;
-        let provisions = Self { stdin, stdout, stderr, args: sealed(request.args)?, chroot };
+        let provisions = Self { stdin, stdout, stderr, args: sealed(request.args)? };
         Ok((provisions, Pipes { stdin: our_stdin, stdout: our_stdout, stderr: our_stderr }))
     }
 }
@@ -304,10 +303,11 @@ impl Newborn {
         interrupt: Interrupt<'_>,
     ) -> Result<Vec<Layer>, Error> {
         let private = &self.private;
-        let Provisions { stdin, stdout, stderr, args, chroot } = provisions;
+        let Provisions { stdin, stdout, stderr, args } = provisions;
         let optional_layers = request.sandbox.optional_layers();
         let process_name = request.process_name.map(str::to_owned);
-        let enter = Order::Enter(Orders { process_name, chroot: chroot.is_some(), network, optional_layers });
+        let chroot = request.sandbox.chroot_dir.is_some();
+        let enter = Order::Enter(Orders { process_name, chroot, network, optional_layers });
         let ordered = private.send(&enter, &[]).and_then(|()| {
             private.send(&Order::Run, &[stdin.as_fd(), stdout.as_fd(), stderr.as_fd(), args.as_fd()])
         });
