@@ -106,6 +106,17 @@ def test_no_child_holds_another_childs_pipes(client):
     communicate(first)
 
 
+@pytest.mark.parametrize("names", [(), ("none of the layers",)], ids=["all layers", "no optional layer"])
+def test_the_streams_can_be_opened_by_name(client, names):
+    source = """
+        open("/dev/stdout", "w").write(open("/dev/stdin").read())
+        open("/proc/self/fd/2", "w").write("err")
+        """
+    config = pyspawner.SandboxConfig(skip_sandbox_except=frozenset(names))
+    outcome = run(client, source, stdin=b"in", sandbox=config)
+    assert (outcome.stdout, outcome.stderr, outcome.exitcode) == (b"in", b"err", 0)
+
+
 def test_a_closed_stdout_gives_the_reader_its_end_before_the_child_ends(client):
     child = spawn(client, "import os, sys; os.close(1); sys.stdin.read()")
     assert child.stdout.read() == b""

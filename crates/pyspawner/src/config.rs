@@ -37,6 +37,12 @@ impl SandboxConfig {
             .collect()
     }
 
+    /// The uid and gid of user code inside the child's user namespace, under this configuration.
+    #[must_use]
+    pub fn child_id(&self) -> u32 {
+        if self.optional_layers().contains(&Layer::Setuid) { CHILD_ID } else { 0 }
+    }
+
     /// Checks what can be checked before anything is made.
     ///
     /// # Errors

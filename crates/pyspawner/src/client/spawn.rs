@@ -6,7 +6,7 @@ use std::iter;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::fs::{Gid, MemfdFlags, SealFlags, Uid, fchown, fcntl_add_seals, memfd_create};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Signal, pidfd_send_signal};
@@ -73,6 +73,7 @@ impl Client {
         };
         // The zygote answers in order: what was asked for and given up before is known now.
         self.reap_unborn();
+        provisions.give_to(first_id + request.sandbox.child_id());
         let layers = newborn.lock_in(request, &provisions, interrupt)?;
         let layers =
             layers.into_iter().map(|layer| (layer, describe(layer, request.sandbox, first_id))).collect();
@@ -181,6 +182,14 @@ impl Provisions {
         let ((stdin, our_stdin), (our_stdout, stdout), (our_stderr, stderr)) = (pipe()?, pipe()?, pipe()?);
         let provisions = Self { stdin, stdout, stderr, args: sealed(request.args)? };
         Ok((provisions, Pipes { stdin: our_stdin, stdout: our_stdout, stderr: our_stderr }))
+    }
+
+    /// Makes the pipes the child's own, so that it can open `/dev/stdout` and its like. A caller that may not do so can still spawn: the
+    /// open descriptors themselves work for anybody.
+    fn give_to(&self, id: u32) {
+        for pipe in [&self.stdin, &self.stdout, &self.stderr] {
+            let _ = fchown(pipe, Some(Uid::from_raw(id)), Some(Gid::from_raw(id)));
+        }
     }
 }
 
