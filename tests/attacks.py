@@ -144,7 +144,7 @@ def _device_node(mode: int) -> int:
     path = f"/tmp/pyspawner-node-{os.getpid()}-{os.urandom(8).hex()}"
     answer = call("mknodat", AT_FDCWD, path.encode(), mode, 0)
     if answer == 0:
-        os.unlink(path)  # noqa: PTH108 (pathlib is slow to import)
+        os.unlink(path)
     return answer
 
 
@@ -345,7 +345,7 @@ ON_A_PROCESS: dict[str, Callable[..., int]] = {
     ),
     "/proc/PID/mem": lambda pid: os.open(f"/proc/{pid}/mem", os.O_RDONLY),
     "/proc/PID/environ": lambda pid: os.open(f"/proc/{pid}/environ", os.O_RDONLY),
-    "/proc/PID/fd": lambda pid: len(os.listdir(f"/proc/{pid}/fd")),  # noqa: PTH208
+    "/proc/PID/fd": lambda pid: len(os.listdir(f"/proc/{pid}/fd")),
     "/proc/PID/root": lambda pid: os.open(f"/proc/{pid}/root", os.O_PATH),
     "setns user": lambda pid: _setns(pid, "user"),
     "setns mnt": lambda pid: _setns(pid, "mnt"),
@@ -414,7 +414,7 @@ def attempt(attack: str, *arguments: object, place: str = PLACES[0]) -> None:
 
 def command(attack: str, *arguments: object) -> list[str]:
     """A program that attacks."""
-    here = os.path.dirname(__file__)  # noqa: PTH120
+    here = os.path.dirname(__file__)
     find_this = f"import sys; sys.path.insert(0, {here!r})"
     attempt_it = f"import attacks; attacks.attempt(*{(attack, *arguments)!r})"
     return [sys.executable, "-S", "-c", f"{find_this}; {attempt_it}"]

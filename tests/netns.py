@@ -51,7 +51,7 @@ class View:
 
     def addresses(self, interface: str) -> list[str]:
         infos = self.interfaces[interface]["addr_info"]
-        return [f"{info['local']}/{info['prefixlen']}" for info in infos if info["family"] == "inet"]
+        return [f"{info['local']}/{info['prefixlen']}" for info in infos]
 
     def is_up(self, interface: str) -> bool:
         return "UP" in self.interfaces[interface]["flags"]

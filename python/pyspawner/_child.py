@@ -8,6 +8,7 @@ import os
 import pickle
 import sys
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
@@ -25,18 +26,22 @@ def run(
     try:
         # Handlers of the zygote's modules are not this process's: it did not open what they would close.
         atexit._clear()  # pyright: ignore[reportPrivateUsage]
-        for reseed in reseeding:
-            reseed()
-        code = _call(child_main, args_descriptor)
+        code = _call(child_main, args_descriptor, reseeding)
         code = _finish(code)
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
     finally:
         # Readers see the end of file now, and not after the kernel has torn the memory down.
         os.closerange(0, 3)
         os._exit(code)
 
 
-def _call(child_main: Callable[..., object], args_descriptor: int) -> int:
+def _call(
+    child_main: Callable[..., object], args_descriptor: int, reseeding: list[Callable[[], object]]
+) -> int:
     try:
+        for reseed in reseeding:
+            reseed()
         with os.fdopen(args_descriptor, "rb") as file:
             args = pickle.load(file)  # noqa: S301 (inside the sandbox)
         child_main(*args)
@@ -67,15 +72,18 @@ def _finish(code: int) -> int:
         threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
     atexit._run_exitfuncs()  # pyright: ignore[reportPrivateUsage]
     _run_forgotten_handlers()
-    for stream in (sys.stdout, sys.stderr):
-        # The reader may be gone, and user code may have closed or replaced the stream.
+    for name in ("stdout", "stderr"):
+        # The reader may be gone, and user code may have closed, replaced or deleted the stream.
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            stream.flush()
+            getattr(sys, name).flush()
     return code
 
 
 def _run_forgotten_handlers() -> None:
-    """Do what logging and multiprocessing do at exit, where the child has used them: they registered it in the zygote."""
+    """Do what these three do at exit, where the child has used them: they registered it in the zygote."""
+    finalize: Any = weakref.finalize
+    if any(finalizer.atexit for finalizer in finalize._registry.values()):
+        finalize._exitfunc()
     logging: Any = sys.modules.get("logging")
     # One handler is always there, logging's own last resort.
     if logging is not None and len(logging._handlerList) > 1:

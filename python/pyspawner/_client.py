@@ -23,11 +23,8 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("pyspawner")
 
-# With the caller's own interpreter: find this very package, and nothing in the working directory.
-_BOOTSTRAP = (
-    "import sys; sys.path[:] = [{package_parent!r}, *filter(None, sys.path)]; "
-    "from pyspawner._zygote import main; main()"
-)
+# With the caller's own interpreter: find what the caller finds, this very package above all.
+_BOOTSTRAP = "import sys; sys.path[:] = {path!r}; from pyspawner._zygote import main; main()"
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +103,7 @@ class Client:
         if "." not in child_main.strip("."):
             raise ValueError(f'child_main must be "package.module.function", not {child_main!r}')
         own_interpreter = executable == sys.executable
+        self._owner = os.getpid()
         self._native: _native.Client | None = None
         self._native = _native.Client(
             executable=_find_executable(executable),
@@ -223,14 +221,17 @@ class Client:
         self.close()
 
     def __del__(self) -> None:
-        # At the interpreter's end it counts as the caller's death: the watchdog kills what still runs.
-        if self.__dict__.get("_native") is not None and not sys.is_finalizing():
+        # After a fork it is not this process's to close; and at the interpreter's end it counts as the caller's death: the watchdog kills
+        # what still runs.
+        is_open = self.__dict__.get("_native") is not None and self._owner == os.getpid()
+        if is_open and not sys.is_finalizing():
             warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
             self.close()
 
 
 def _bootstrap_arguments() -> list[str]:
-    return ["-u", "-c", _BOOTSTRAP.format(package_parent=str(Path(__file__).parent.parent))]
+    path = [*sys.path, str(Path(__file__).parent.parent)]
+    return ["-u", "-c", _BOOTSTRAP.format(path=path)]
 
 
 def _find_executable(executable: str) -> str:

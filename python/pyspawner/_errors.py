@@ -34,7 +34,7 @@ class SandboxError(OSError):
     """What to do about it; empty when only the errno is known."""
 
     def __init__(self, errno: int, message: str, layer: str = "", hint: str = "") -> None:
-        super().__init__(errno, f"{message} ({hint})" if hint else message)
+        super().__init__(errno, f"{message}. Hint: {hint}" if hint else message)
         self._message = message
         self.layer = layer
         self.hint = hint

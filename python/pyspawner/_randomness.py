@@ -24,6 +24,10 @@ def plan_reseeding() -> list[Callable[[], object]]:
     numpy_random: Any = sys.modules.get("numpy.random")
     if numpy_random is not None:
         calls.append(_plan_numpy(numpy_random))
+    multiprocessing: Any = sys.modules.get("multiprocessing.process")
+    if multiprocessing is not None:
+        # Who has it may have others of its kind unpickle things.
+        calls.append(lambda: setattr(multiprocessing.current_process(), "authkey", os.urandom(32)))
     polars: Any = sys.modules.get("polars")
     if polars is not None:
         calls.append(lambda: polars.set_random_seed(int.from_bytes(os.urandom(8), "little")))

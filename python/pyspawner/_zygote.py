@@ -12,6 +12,7 @@ import os
 import sys
 import traceback
 import warnings
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,11 @@ def main() -> None:
     sys.stdin, sys.stdout, sys.stderr = streams
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = streams  # pyright: ignore[reportConstantRedefinition, reportAttributeAccessIssue]
 
+    # What modules of the zygote would remove at exit is not a child's to remove.
+    finalize: Any = weakref.finalize
+    for finalizer in finalize._registry.values():
+        finalizer.atexit = False
+
     # Children neither collect nor move what is here: a collection would copy every page.
     gc.collect()
     gc.freeze()
@@ -58,10 +64,14 @@ def main() -> None:
 
 
 def _restore_environment() -> None:
-    """Remove what interpreter start-up has added (PEP 538 coerces LC_CTYPE): the environment is what the caller said."""
-    given = {entry.partition(b"=")[0] for entry in Path("/proc/self/environ").read_bytes().split(b"\0")}
-    for key in os.environb.keys() - given:
+    """Undo what interpreter start-up has done (PEP 538 coerces LC_CTYPE): the environment is what the caller said."""
+    entries = (entry.partition(b"=") for entry in Path("/proc/self/environ").read_bytes().split(b"\0"))
+    given = {key: value for key, _, value in entries if key}
+    for key in os.environb.keys() - given.keys():
         del os.environb[key]
+    for key, value in given.items():
+        if os.environb.get(key) != value:
+            os.environb[key] = value
 
 
 def _attempt(boot: Boot, what: str, work: Callable[[], Any]) -> Any:  # noqa: ANN401 (whatever work returns)
@@ -69,7 +79,10 @@ def _attempt(boot: Boot, what: str, work: Callable[[], Any]) -> Any:  # noqa: AN
     try:
         return work()
     except BaseException as error:
-        boot.failed(f"{what}: {type(error).__name__}: {error}", traceback.format_exc())
+        last = "".join(traceback.format_exception_only(type(error), error)).strip()
+        # A message may hold half a surrogate pair, of a path that is no text.
+        lines = (f"{what}: {last}", traceback.format_exc())
+        boot.failed(*(line.encode("utf-8", "backslashreplace").decode() for line in lines))
         os._exit(1)
 
 

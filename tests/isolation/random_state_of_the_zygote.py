@@ -1,5 +1,6 @@
 """Has used every source of random numbers in the zygote: whatever state they keep exists by then."""
 
+import multiprocessing.process
 import random
 import ssl
 import tempfile
@@ -16,6 +17,7 @@ SAMPLES = [
     uuid.uuid4(),
     ssl.RAND_bytes(8),
     tempfile.mktemp(),
+    multiprocessing.process.current_process().authkey,
     pd.Series(range(1000)).sample(),
 ]
 

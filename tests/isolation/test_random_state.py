@@ -29,6 +29,7 @@ SOURCES = [
     "ssl.RAND_bytes(16)",
     "os.urandom(16)",
     "tempfile.mktemp()",
+    "multiprocessing.process.current_process().authkey",
     "pandas.Series(range(10**6)).sample(4).tolist()",
 ]
 

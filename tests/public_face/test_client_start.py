@@ -88,6 +88,63 @@ def test_a_module_that_raises_is_named_with_its_own_line(make_module):
     assert "broken.py" in error.traceback
 
 
+@pytest.mark.parametrize("error", ["ValueError(chr(0xdc80))", "type('E', (Exception,), {'__str__': None})()"])
+def test_a_message_that_is_no_text_is_no_obstacle(make_module, error):
+    make_module("odd", f"raise {error}")
+    assert "cannot import 'odd'" in str(start_fails(preload_imports=["odd"]))
+
+
+def test_a_long_message_keeps_its_beginning_and_a_long_traceback_its_end(make_module):
+    make_module("long", "raise ValueError('ä' * 200_000 + 'end')")
+    error = start_fails(preload_imports=["long"])
+    assert str(error).startswith("cannot import 'long' of preload_imports: ValueError: ä")
+    assert error.traceback is not None
+    assert error.traceback.rstrip().endswith("end")
+
+
+def test_a_module_that_closes_every_descriptor_and_lives_on_is_ended(make_module):
+    make_module("closer", "import os, threading; os.closerange(3, 1000); threading.Event().wait()")
+    assert '"closer"' in str(start_fails(preload_imports=["closer"]))
+
+
+def test_a_module_that_leaves_shared_writable_memory_is_refused(make_module):
+    """Every child could write there, and every other would read it."""
+    make_module("sharer", "import mmap; memory = mmap.mmap(-1, 4096)")
+    message = str(start_fails(preload_imports=["sharer"]))
+    assert "shared, writable memory" in message
+    assert "/dev/zero" in message
+
+
+def test_control_private_memory_is_not(make_module):
+    make_module("owner", "import mmap; memory = mmap.mmap(-1, 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)")
+    pyspawner.Client(child_main="support.run_source", preload_imports=["owner"]).close()
+
+
+def test_a_module_beside_the_package_does_not_shadow_the_standard_library(tmp_path, monkeypatch):
+    """The zygote finds what the caller finds, from its first line on."""
+    (tmp_path / "pyspawner").symlink_to(Path(pyspawner.__file__).parent)
+    (tmp_path / "dataclasses.py").write_text("raise RuntimeError('shadowed')")
+    monkeypatch.setattr(pyspawner._client, "__file__", str(tmp_path / "pyspawner" / "_client.py"))
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    pyspawner.Client(child_main="support.run_source").close()
+
+
+def test_a_fork_hook_that_starts_a_thread_in_the_serving_zygote_stops_the_next_spawn(make_module):
+    make_module(
+        "restarter",
+        """
+        import os, threading
+        def start():
+            threading.Thread(target=threading.Event().wait, daemon=True).start()
+        os.register_at_fork(after_in_parent=start)
+        """,
+    )
+    with pyspawner.Client(child_main="support.run_source", preload_imports=["restarter"]) as client:
+        assert run(client, "print('first')").text == "first\n"
+        with pytest.raises(pyspawner.SandboxError, match="fork hook"):
+            run(client, "print('second')")
+
+
 @pytest.mark.parametrize("error", ["SystemExit(3)", "KeyboardInterrupt()"])
 def test_a_module_that_ends_the_interpreter_is_named_too(make_module, error):
     make_module("leaver", f"raise {error}")

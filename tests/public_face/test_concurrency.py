@@ -139,6 +139,23 @@ def test_an_ignored_sigchld_breaks_nothing_but_the_callers_wait():
         signal.signal(signal.SIGCHLD, previous)
 
 
+def test_what_the_caller_ignores_or_blocks_is_not_inherited():
+    previous = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGALRM})
+    try:
+        client = pyspawner.Client(child_main="support.run_source")
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGCHLD, previous)
+    source = """
+        import signal, subprocess
+        print(subprocess.run(["/bin/sh", "-c", "exit 7"]).returncode)
+        print(signal.pthread_sigmask(signal.SIG_BLOCK, []), signal.getsignal(signal.SIGCHLD))
+        """
+    with client:
+        assert run(client, source).text == "7\nset() 0\n"
+
+
 def test_a_signal_handler_that_raises_gives_a_spawn_up_and_leaves_nothing(client):
     class Alarm(Exception):
         pass

@@ -13,6 +13,7 @@ ENVIRONMENTS = [
     {},
     {"LC_ALL": "C.UTF-8"},
     {"LANG": "C", "EMPTY": "", "UMLAUT": "ä", "EQUALS": "a=b", "NEWLINE": "a\nb"},
+    {"LC_CTYPE": "C"},
     {"PATH": "/usr/bin", "HOME": "/nowhere", "PYTHONHASHSEED": "0"},
 ]
 
@@ -24,14 +25,14 @@ def test_the_child_has_exactly_this_environment(environment):
         getenv = ctypes.CDLL(None).getenv
         getenv.restype = ctypes.c_char_p
         initial = open("/proc/self/environ", "rb").read().split(b"\\0")[:-1]
-        in_c = [getenv(b"LC_CTYPE"), getenv(b"PYTHONUNBUFFERED")]
+        in_c = [str(getenv(b"LC_CTYPE")), str(getenv(b"PYTHONUNBUFFERED"))]
         print(json.dumps([dict(os.environ), sorted(os.fsdecode(entry) for entry in initial), in_c]))
         """
     with pyspawner.Client(child_main="support.run_source", environment=environment) as client:
         seen, initial, in_c = json.loads(run(client, source).text)
     assert seen == environment
     assert initial == sorted(f"{name}={value}" for name, value in environment.items())
-    assert in_c == [None, None]
+    assert in_c == ["b'C'" if "LC_CTYPE" in environment else "None", "None"]
 
 
 def test_nothing_of_the_callers_environment_is_inherited(monkeypatch):

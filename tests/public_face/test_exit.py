@@ -133,6 +133,21 @@ def test_processes_of_multiprocessing_are_joined_though_it_was_preloaded():
         assert run(client, source).text == "process\n"
 
 
+def test_finalizers_of_the_child_run_and_those_of_the_zygote_do_not(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "finalizing.py").write_text(
+        "import weakref\nclass C: pass\nkept = C()\nweakref.finalize(kept, print, 'the zygote')"
+    )
+    source = "import weakref, finalizing; weakref.finalize(finalizing.kept, print, 'the child')"
+    with pyspawner.Client(child_main="support.run_source", preload_imports=["finalizing"]) as client:
+        assert run(client, source).text == "the child\n"
+
+
+def test_an_exit_handler_that_raises_is_shown(client):
+    outcome = run(client, "import atexit; atexit.register(lambda: 1 / 0)")
+    assert b"ZeroDivisionError" in outcome.stderr
+
+
 def test_a_buffered_stream_of_the_users_own_is_flushed(client):
     source = """
         import io, sys

@@ -353,6 +353,22 @@ def test_of_a_closed_directory_on_the_path_only_modules_are_visible(home, monkey
     assert lines[-1].startswith("False")
 
 
+def test_of_an_open_directory_below_a_closed_home_only_modules_are_visible_too(home, monkeypatch):
+    """An application's own directory, with what lies there beside its code."""
+    app = home / "app"
+    for package in ("space/inner", ".git", "data"):
+        (app / package).mkdir(parents=True)
+    (app / "some_module.py").write_text("import space.inner.deep\nvalue = space.inner.deep.value\n")
+    (app / "space" / "inner" / "deep.py").write_text("value = 42\n")
+    for secret in (".env", "customers.csv", ".git/config", "data/rows"):
+        (app / secret).write_text("secret")
+    monkeypatch.syspath_prepend(app)
+    with pyspawner.Client(child_main="support.run_source") as client:
+        lines = support.run(client, IMPORT, home=str(home)).text.splitlines()
+    expected = ["42", " []", "/app ['some_module.py']", "/app/space []", "/app/space/inner ['deep.py']"]
+    assert [line for line in lines[:-1] if "__pycache__" not in line] == expected
+
+
 def test_control_what_is_beside_modules_in_an_open_directory_is_visible(home, monkeypatch):
     home.chmod(0o755)
     (home / "some_module.py").write_text("value = 42\n")
@@ -374,9 +390,11 @@ print(sorted(os.listdir(home)))
 
 
 def test_a_child_with_all_its_own_capabilities_cannot_lift_the_cover(home, monkeypatch):
-    (home / "modules").mkdir()
+    package = home / "modules" / "some_package"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
     monkeypatch.syspath_prepend(home / "modules")
-    source = f"home, below = {str(home)!r}, {str(home / 'modules')!r}\n{LOCKED_VIEW}"
+    source = f"home, below = {str(home)!r}, {str(package)!r}\n{LOCKED_VIEW}"
     with pyspawner.Client(child_main="support.run_source") as client:
         flags, cover, bind, remount, listing = support.run(client, source, sandbox=only()).text.splitlines()
     assert int(flags) & LOCKED == LOCKED

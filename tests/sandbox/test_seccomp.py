@@ -309,3 +309,24 @@ def test_a_handler_of_sigsys_that_is_overwritten_makes_no_call(client):
     outcome = support.run(client, source)
     assert outcome.exitcode < 0
     assert outcome.stdout == b""
+
+
+MINCORE = """
+import ctypes, errno
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + 3 * [ctypes.c_int] + [ctypes.c_long]
+reserved = libc.mmap(0, 2**33, 0, 0x4022, -1, 0)  # PROT_NONE, private, anonymous, not reserved
+for length in (4096, 2**32):
+    print(libc.mincore(reserved, length, 0), errno.errorcode[ctypes.get_errno()])
+"""
+
+
+def test_mincore_of_more_than_four_gigabytes_is_not_made(client):
+    """It walks terabytes without looking at signals, SIGKILL included. Both lengths fail, each for its own reason."""
+    assert support.run(client, MINCORE, sandbox=only("seccomp")).text == "-1 EFAULT\n-1 ENOMEM\n"
+
+
+def test_control_without_the_filter_it_is_made(client):
+    assert support.run(client, MINCORE, sandbox=only()).text == "-1 EFAULT\n-1 EFAULT\n"

@@ -152,3 +152,27 @@ def test_control_outside_a_crash_starts_it(crash_handler):
     with subprocess.Popen([sys.executable, "-c", CRASH]) as process:
         process.wait()
     assert process.pid in crash_handler()
+
+
+TAKE = """
+import ctypes, errno, os, resource, signal
+libc = ctypes.CDLL(None, use_errno=True)
+def take(what, most):
+    for count in range(most):
+        if what() < 0:
+            return count, errno.errorcode[ctypes.get_errno()]
+    return most, ""
+timer = ctypes.c_void_p()
+print(*take(lambda: libc.timer_create(1, 0, ctypes.byref(timer)), 1000))
+print(*take(lambda: libc.inotify_init1(0), 1))
+"""
+
+
+def test_a_child_takes_few_of_what_is_charged_to_the_callers_user(client):
+    """Queued signals, timers and inotify instances: an own range of uids does not help, for the namespace's owner pays."""
+    assert support.run(client, TAKE).text == "256 EAGAIN\n0 EMFILE\n"
+
+
+def test_control_without_the_sandbox_there_are_more():
+    done = subprocess.run([sys.executable, "-c", TAKE], capture_output=True, check=True, text=True)
+    assert done.stdout == "1000 \n1 \n"

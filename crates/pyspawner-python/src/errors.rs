@@ -5,6 +5,9 @@ use pyo3::prelude::*;
 use pyspawner::error::{Error, StartError};
 use pyspawner::zygote::ZygoteError;
 
+/// What writing to a process that is gone gives; errno(3).
+const EPIPE: i32 = 32;
+
 /// The exception for an error of the caller's side.
 pub(crate) fn to_python(py: Python<'_>, error: Error) -> PyErr {
     let message = error.to_string();
@@ -18,7 +21,7 @@ pub(crate) fn to_python(py: Python<'_>, error: Error) -> PyErr {
             };
             raise(py, "ZygoteStartError", (message, traceback))
         }
-        Error::ZygoteDied { .. } => raise(py, "ZygoteDiedError", (libc_epipe(), message)),
+        Error::ZygoteDied { .. } => raise(py, "ZygoteDiedError", (EPIPE, message)),
         Error::Sandbox(failure) => {
             let class = if failure.is_netlink() { "NetlinkError" } else { "SandboxError" };
             raise(py, class, (failure.errno, failure.to_string(), failure.layer.name(), failure.hint()))
@@ -33,10 +36,6 @@ pub(crate) fn to_python(py: Python<'_>, error: Error) -> PyErr {
 /// The exception for an error of the zygote's side.
 pub(crate) fn from_zygote(error: &ZygoteError) -> PyErr {
     PyRuntimeError::new_err(error.to_string())
-}
-
-fn libc_epipe() -> i32 {
-    std::io::Error::from(std::io::ErrorKind::BrokenPipe).raw_os_error().unwrap_or(32)
 }
 
 fn raise<'py>(py: Python<'py>, class: &str, arguments: impl pyo3::call::PyCallArgs<'py>) -> PyErr {

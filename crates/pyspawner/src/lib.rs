@@ -11,6 +11,7 @@ mod channel;
 pub mod client;
 pub mod config;
 pub mod error;
+mod failure;
 pub mod layer;
 pub mod protocol;
 pub mod sandbox;

@@ -6,7 +6,7 @@
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::error::Failure;
+use crate::failure::Failure;
 use crate::layer::Layer;
 
 #[cfg(test)]

@@ -64,11 +64,7 @@ impl Process {
     }
 
     /// Lets it end by itself for some seconds, then kills; reaps either way.
-    pub(super) fn end_within(&self, seconds: u64) {
-        if readable_within(self.pidfd.as_fd(), seconds) {
-            self.reap();
-        } else {
-            self.kill();
-        }
+    pub(super) fn end_within(&self, seconds: u64) -> Option<Status> {
+        if readable_within(self.pidfd.as_fd(), seconds) { self.reap() } else { self.kill() }
     }
 }

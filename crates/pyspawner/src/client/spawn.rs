@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustix::fs::{Gid, MemfdFlags, SealFlags, Uid, fchown, fcntl_add_seals, memfd_create};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Signal, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::child::{Child, Pipes};
 use super::{Client, Interrupt, channel_error, lock, readable_within, wait_for};
@@ -93,7 +93,7 @@ impl Client {
         let descriptors: Vec<_> = iter::once(theirs.as_fd()).chain(chroot.iter().map(AsFd::as_fd)).collect();
         self.ask(Spawn { chroot: chroot.is_some() }, &descriptors, interrupt)?;
         drop(theirs);
-        self.await_birth(Birth { private: ours, born: None }, interrupt)
+        self.await_birth(Birth { private: ours, born: None, pidfd: None }, interrupt)
     }
 
     /// Sends one request. A zygote that is so far behind that its queue is full is not waited for with the lock held.
@@ -104,7 +104,9 @@ impl Client {
         interrupt: Interrupt<'_>,
     ) -> Result<(), Error> {
         loop {
-            match lock(&self.connection).as_ref().ok_or(Error::Closed)?.try_send(&spawn, descriptors) {
+            // Bound to a name, so that the lock is given back before anything else is done.
+            let sent = lock(&self.connection).as_ref().ok_or(Error::Closed)?.try_send(&spawn, descriptors);
+            match sent {
                 Err(ChannelError::Io(Errno::AGAIN)) => {}
                 Err(ChannelError::Io(Errno::PIPE | Errno::CONNRESET)) => return Err(self.died()),
                 other => return other.map_err(channel_error),
@@ -138,14 +140,17 @@ impl Client {
                 match birth.read() {
                     Ok(News::Born) => {}
                     Ok(News::Ready(pidfd, first_id)) => {
-                        return Ok((birth.into_newborn(Some(pidfd)), first_id));
-                    }
-                    // A zygote that dies loses its descriptors a little before its pidfd tells.
-                    Ok(News::NoChild) if readable_within(self.zygote.pidfd(), DEATH_PATIENCE) => {
-                        return Err(self.died());
+                        return Ok((birth.into_newborn(pidfd), first_id));
                     }
                     Ok(News::NoChild) => {
-                        return Err(Failure::new(Layer::Namespaces, Step::ZygoteRefused, libc::EIO).into());
+                        // It may have said that it was born, and been killed after that.
+                        birth.end();
+                        // A zygote that dies loses its descriptors a little before its pidfd tells.
+                        return Err(if readable_within(self.zygote.pidfd(), DEATH_PATIENCE) {
+                            self.died()
+                        } else {
+                            Failure::new(Layer::Namespaces, Step::ZygoteRefused, libc::EIO).into()
+                        });
                     }
                     Err(error) => {
                         birth.end();
@@ -212,6 +217,8 @@ pub(super) struct Birth {
     private: Channel,
     /// The pid that the kernel gave with the child's first word.
     born: Option<i32>,
+    /// That process; `None` where there was no descriptor left for it.
+    pidfd: Option<OwnedFd>,
 }
 
 /// What comes through the private socket before the child is reported.
@@ -231,7 +238,7 @@ impl Birth {
         };
         match received.message {
             Report::Born => {
-                self.born = received.sender;
+                self.know(received.sender);
                 Ok(News::Born)
             }
             Report::Spawned { pid, first_id } => {
@@ -243,19 +250,34 @@ impl Birth {
                 self.born = pid;
                 Err(failure.into())
             }
-            Report::Entered { .. } | Report::Failed(_) => {
+            // Its first act failed, before it could say that it is born.
+            Report::Failed(failure) => {
+                self.know(received.sender);
+                Err(failure.into())
+            }
+            Report::Entered { .. } => {
                 Err(ProtocolError::OutOfOrder { waiting_for: "a child's birth" }.into())
             }
         }
     }
 
-    fn into_newborn(self, pidfd: Option<OwnedFd>) -> Newborn {
-        Newborn { pid: self.born.unwrap_or_default(), pidfd, private: self.private, armed: true }
+    /// Remembers a child that nobody has reported yet.
+    fn know(&mut self, pid: Option<i32>) {
+        self.born = pid;
+        // A handler of SIGCHLD may reap any child, and its pid be another process's soon: from here on only this one is meant.
+        self.pidfd = pid.and_then(Pid::from_raw).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+    }
+
+    fn into_newborn(self, pidfd: OwnedFd) -> Newborn {
+        let pid = self.born.unwrap_or_default();
+        Newborn { pid, pidfd: Some(pidfd), private: self.private }
     }
 
     /// Kills and reaps the child, if there is one.
-    fn end(self) {
-        drop(self.into_newborn(None));
+    fn end(&mut self) {
+        if let Some(pid) = self.born.take() {
+            kill_and_reap(pid, self.pidfd.as_ref());
+        }
     }
 
     /// Does so if it turns out within some seconds whether there is one. `true`: it did, and it is done.
@@ -267,20 +289,18 @@ impl Birth {
                 Ok(News::Ready(..)) | Err(_) => break,
             }
         }
-        if let Some(pid) = self.born {
-            kill_and_reap(pid, None);
-        }
-        self.born.is_some()
+        let is_known = self.born.is_some();
+        self.end();
+        is_known
     }
 }
 
 /// A child whose sandbox is not complete: dropped, it is killed and reaped.
 struct Newborn {
     pid: i32,
+    /// `None` once it is released.
     pidfd: Option<OwnedFd>,
     private: Channel,
-    /// Not released yet.
-    armed: bool,
 }
 
 impl Newborn {
@@ -341,21 +361,19 @@ impl Newborn {
 
     /// The child, complete: from here on it lives until the caller or itself ends it.
     fn release(mut self) -> Result<(i32, OwnedFd), Error> {
-        let pidfd = self.pidfd.take().ok_or(Error::Closed)?;
-        self.armed = false;
-        Ok((self.pid, pidfd))
+        Ok((self.pid, self.pidfd.take().ok_or(Error::Closed)?))
     }
 }
 
 impl Drop for Newborn {
     fn drop(&mut self) {
-        if self.armed {
-            kill_and_reap(self.pid, self.pidfd.as_ref());
+        if let Some(pidfd) = &self.pidfd {
+            kill_and_reap(self.pid, Some(pidfd));
         }
     }
 }
 
-/// Ends a child that no user has seen. By number where there is no pidfd: nobody else has a reason to wait for it.
+/// Ends a child that no user has seen. By number only where the caller had no descriptor left for a pidfd.
 fn kill_and_reap(pid: i32, pidfd: Option<&OwnedFd>) {
     let Some(pidfd) = pidfd else {
         kill_unreaped(pid);

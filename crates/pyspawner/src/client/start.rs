@@ -13,12 +13,13 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags, child_subreaper, getpid, pidfd_open, set_child_subreaper};
 
 use super::process::Process;
-use super::{Client, Interrupt, channel_error, lock, wait_for};
+use super::{CLOSE_PATIENCE, Client, Interrupt, channel_error, lock, wait_for};
 use crate::channel::{Channel, ChannelError, Received};
 use crate::config::PROCESS_NAME_MAX;
 use crate::error::{Error, StartError, Status};
 use crate::protocol::{FromZygote, ProtocolError, Start, ToZygote};
 use crate::sys::command::isolate;
+use crate::sys::wait::{kill_unreaped, reap_unreaped};
 
 /// The most of a dying interpreter's standard error that goes into an exception, in bytes.
 const MAX_STDERR: u64 = 64 * 1024;
@@ -117,7 +118,13 @@ impl Youth {
             };
             match received.message {
                 FromZygote::Hello { watchdog } => {
-                    let (_, [pidfd]) = received.with().map_err(channel_error)?;
+                    let (_, [pidfd]) = received
+                        .with()
+                        .inspect_err(|_| {
+                            kill_unreaped(watchdog);
+                            reap_unreaped(watchdog);
+                        })
+                        .map_err(channel_error)?;
                     self.watchdog = Some(Process::new(watchdog, pidfd));
                     self.errors = None;
                     self.importing = Some(String::new());
@@ -158,13 +165,17 @@ impl Youth {
         command.env_clear().envs(options.environment.iter().map(|(key, value)| (key, value)));
         command.stdin(Stdio::from(empty)).stdout(Stdio::from(stdout)).stderr(Stdio::from(stderr));
         isolate(&mut command, theirs.as_fd());
-        let child = command
+        let mut child = command
             .spawn()
             .map_err(|source| StartError::Execute { executable: options.executable.clone(), source })?;
-        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(Errno::SRCH);
         // Nobody has reaped it: `child` does not when it is dropped, and it cannot have been waited for by number yet, or pidfd_open says so.
-        let pid = pid.ok_or(Error::Closed)?;
-        let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(Error::io("pidfd_open"))?;
+        let (pid, pidfd) = pid
+            .and_then(|pid| Ok((pid, pidfd_open(pid, PidfdFlags::empty())?)))
+            .inspect_err(|_| {
+                let _ = child.kill().and_then(|()| child.wait());
+            })
+            .map_err(Error::io("pidfd_open"))?;
         self.process = Some(Process::new(pid.as_raw_nonzero().get(), pidfd));
         self.errors = Some(errors);
         Ok(())
@@ -203,8 +214,12 @@ impl Youth {
             other => other.map_err(channel_error)?,
         }
         let Some(received) = self.next_message(executable, interrupt)? else { return Ok(false) };
-        match received.with().map_err(channel_error)? {
-            (FromZygote::HandedOver { pid }, [pidfd]) => {
+        match received.message {
+            FromZygote::Failed { summary, traceback } => {
+                Err(StartError::Import { summary, traceback }.into())
+            }
+            FromZygote::HandedOver { pid } => {
+                let (_, [pidfd]) = received.with().map_err(channel_error)?;
                 let first = self.process.replace(Process::new(pid, pidfd));
                 // It ends at once; and when it has, the second is ours.
                 first.map(|first| first.reap());
@@ -216,7 +231,8 @@ impl Youth {
 
     /// Why a zygote ended without a word.
     fn obituary(&mut self, executable: PathBuf) -> StartError {
-        let status = self.process.take().and_then(|process| process.reap()).unwrap_or(Status(0));
+        let status =
+            self.process.take().and_then(|process| process.end_within(CLOSE_PATIENCE)).unwrap_or(Status(0));
         match (self.importing.take(), self.errors.take()) {
             (Some(module), _) => StartError::DiedImporting { module, status },
             (None, errors) => {

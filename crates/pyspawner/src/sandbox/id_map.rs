@@ -7,7 +7,7 @@ use std::collections::hash_map::DefaultHasher;
 use std::fs::{self, File};
 use std::hash::{Hash, Hasher};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 
 use rustix::fs::{Mode, OFlags};
@@ -46,6 +46,18 @@ impl IdRanges {
         let offset = u32::try_from(hasher.finish() % u64::from(RANGES)).unwrap_or_default();
         let pid_max = fs::read_to_string("/proc/sys/kernel/pid_max")?.trim().parse().unwrap_or(u32::MAX);
         Ok(Self { proc: File::open("/proc")?, offset, pid_max })
+    }
+
+    /// `/proc`, as it was opened.
+    #[must_use]
+    pub fn proc(&self) -> &File {
+        &self.proc
+    }
+
+    /// The same, for a clone that chooses no ranges.
+    #[must_use]
+    pub fn into_proc(self) -> OwnedFd {
+        self.proc.into()
     }
 
     /// The first host id of the range of the child `pid`.

@@ -12,7 +12,8 @@ use netlink_packet_route::AddressFamily;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags,
+    LinkInfo, LinkMessage,
 };
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -201,8 +202,14 @@ impl Netlink {
             .fail_at(Layer::Network, Step::CreateVeth)
     }
 
-    /// Gives an interface its address and brings it up.
+    /// Gives an interface its address and brings it up, without the IPv6 address that it would give itself: what listens on every address
+    /// of the host is not the child's to reach.
     fn configure(&mut self, index: u32, address: Ipv4Addr) -> Result<(), Failure> {
+        match self.without_link_local_address(index) {
+            // A kernel without IPv6.
+            Err(Errno::AFNOSUPPORT) | Ok(()) => {}
+            Err(errno) => return Err(errno).fail_at(Layer::Network, Step::AddAddress),
+        }
         let mut message = AddressMessage::default();
         message.header.family = AddressFamily::Inet;
         message.header.prefix_len = PREFIX;
@@ -215,6 +222,14 @@ impl Netlink {
             .map(drop)
             .fail_at(Layer::Network, Step::AddAddress)?;
         self.up(index).fail_at(Layer::Network, Step::LinkUp)
+    }
+
+    fn without_link_local_address(&mut self, index: u32) -> rustix::io::Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        let none = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+        message.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![none])]));
+        self.ask(RouteNetlinkMessage::SetLink(message), 0).map(drop)
     }
 
     fn up(&mut self, index: u32) -> rustix::io::Result<()> {

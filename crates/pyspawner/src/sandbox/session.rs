@@ -1,4 +1,4 @@
-//! Layer `session`: an own session without a controlling terminal, an empty session keyring, no core dumps.
+//! Layer `session`: an own session without a controlling terminal, an empty session keyring, no core dumps, few queued signals.
 //!
 //! See setsid(2), session-keyring(7) and core(5). A terminal would take TIOCSTI, a shared keyring would give the caller's keys, and a
 //! core dump would run the host's `core_pattern`.
@@ -9,6 +9,9 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, setsid};
 use crate::error::{FailAt, Failure, Step};
 use crate::layer::Layer;
 use crate::sys::kernel::join_new_session_keyring;
+
+/// Signals and timers that a child may have queued.
+const PENDING_SIGNALS: u64 = 256;
 
 /// Leaves the zygote's session and keyring.
 ///
@@ -25,5 +28,11 @@ pub fn enter() -> Result<(), Failure> {
     // neither. Where the host has set a hard limit of 0 there is no way up to 1.
     let least = getrlimit(Resource::Core).maximum.map_or(1, |maximum| maximum.min(1));
     let limit = Rlimit { current: Some(least), maximum: Some(least) };
-    setrlimit(Resource::Core, limit).fail_at(Layer::Session, Step::LimitCore)
+    setrlimit(Resource::Core, limit).fail_at(Layer::Session, Step::LimitCore)?;
+    // Queued signals and timers are charged to the owner of the user namespace too: the caller's user, who must not run out of them.
+    let most = getrlimit(Resource::Sigpending)
+        .maximum
+        .map_or(PENDING_SIGNALS, |maximum| maximum.min(PENDING_SIGNALS));
+    let limit = Rlimit { current: Some(most), maximum: Some(most) };
+    setrlimit(Resource::Sigpending, limit).fail_at(Layer::Session, Step::LimitSignals)
 }

@@ -21,6 +21,9 @@ const CLONE_PARENT: u64 = 0x8000;
 const CLONE_CHILD_CLEARTID: u64 = 0x0020_0000;
 const CLONE_CHILD_SETTID: u64 = 0x0100_0000;
 
+/// A child of the caller's parent, with a pidfd, and glibc's cached thread id corrected.
+const SIBLING: u64 = CLONE_PARENT | CLONE_PIDFD | CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID;
+
 /// `struct clone_args` up to Linux 5.5, as in clone(2).
 #[repr(C)]
 #[derive(Default)]
@@ -87,7 +90,7 @@ impl ThreadFacts {
 pub(crate) unsafe fn clone_sibling(namespaces: u64, thread: ThreadFacts) -> Result<Cloned> {
     let mut pidfd: RawFd = -1;
     let args = CloneArgs {
-        flags: namespaces | CLONE_PARENT | CLONE_PIDFD | CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID,
+        flags: namespaces | SIBLING,
         pidfd: (&raw mut pidfd) as u64,
         child_tid: thread.tid_address,
         ..CloneArgs::default()
@@ -96,11 +99,42 @@ pub(crate) unsafe fn clone_sibling(namespaces: u64, thread: ThreadFacts) -> Resu
     // caller vouches that no other thread exists. The kernel writes one descriptor to `pidfd`, and the child's thread id
     // to the place where glibc expects it.
     let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) })?;
+    // SAFETY: cloned on the lines above, with CLONE_PIDFD.
+    unsafe { cloned(pid, pidfd, thread) }
+}
+
+/// The same without new namespaces, by `clone(2)`, which profiles allow that hide `clone3`.
+///
+/// # Safety
+///
+/// As [`clone_sibling`].
+pub(crate) unsafe fn clone_plain_sibling(thread: ThreadFacts) -> Result<Cloned> {
+    let mut pidfd: RawFd = -1;
+    let (stack, tls) = (0_usize, 0_usize);
+    // SAFETY: as in `clone_sibling`; with CLONE_PIDFD the third argument is where the descriptor goes. The last two are the other way
+    // round on aarch64.
+    let pid = check(unsafe {
+        #[cfg(target_arch = "x86_64")]
+        let pid = libc::syscall(libc::SYS_clone, SIBLING, stack, &raw mut pidfd, thread.tid_address, tls);
+        #[cfg(target_arch = "aarch64")]
+        let pid = libc::syscall(libc::SYS_clone, SIBLING, stack, &raw mut pidfd, tls, thread.tid_address);
+        pid
+    })?;
+    // SAFETY: cloned on the lines above, with CLONE_PIDFD.
+    unsafe { cloned(pid, pidfd, thread) }
+}
+
+/// What both processes do next.
+///
+/// # Safety
+///
+/// Right after a clone with `CLONE_PIDFD` that answered `pid` and wrote `pidfd`.
+unsafe fn cloned(pid: libc::c_long, pidfd: RawFd, thread: ThreadFacts) -> Result<Cloned> {
     if pid == 0 {
         thread.restore_robust_list();
         return Ok(Cloned::Child);
     }
-    // SAFETY: clone3 succeeded, so it wrote a new descriptor that nobody else owns.
+    // SAFETY: the clone succeeded, so it wrote a new descriptor that nobody else owns.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     Ok(Cloned::Parent { pid: i32::try_from(pid).map_err(|_| Errno::OVERFLOW)?, pidfd })
 }

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+use rustix::fs::{Dir, Mode, OFlags};
 use rustix::io::{Errno, FdFlags, Result};
 
 use super::check;
@@ -21,19 +22,36 @@ pub(crate) fn inherit(number: RawFd) -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Closes every descriptor but those given, whatever its number: `close_range(2)`, or close(2) one by one before Linux 5.9
-/// or where a profile hides it.
+/// Closes every descriptor but those given, whatever its number: `close_range(2)`, or close(2) one by one where a profile hides it. They are
+/// then listed through `proc`, an open `/proc`, because something else may be mounted there now. It is closed too.
 ///
 /// # Safety
 ///
 /// Owners of the closed descriptors must never be dropped or used again. A child gives up the memory of the zygote's owners
 /// with `mem::forget` or never returns to them.
-pub(crate) unsafe fn close_all_except(keep: &[BorrowedFd<'_>]) -> Result<()> {
+pub(crate) unsafe fn close_all_except(proc: OwnedFd, keep: &[BorrowedFd<'_>]) -> Result<()> {
     let mut keep: Vec<RawFd> = keep.iter().map(AsRawFd::as_raw_fd).collect();
     keep.sort_unstable();
+    match close_between(&keep) {
+        Err(Errno::NOSYS | Errno::PERM) => {
+            for number in open_numbers(&proc)? {
+                if !keep.contains(&number) {
+                    // SAFETY: closing numbers touches no memory; this function passes the duty on to its caller.
+                    unsafe { libc::close(number) };
+                }
+            }
+        }
+        other => other?,
+    }
+    // Closed above, by its number.
+    std::mem::forget(proc);
+    Ok(())
+}
+
+fn close_between(keep: &[RawFd]) -> Result<()> {
     let mut first = 0;
     for number in keep {
-        if number > first {
+        if *number > first {
             close_range(first, number - 1)?;
         }
         first = number + 1;
@@ -43,26 +61,20 @@ pub(crate) unsafe fn close_all_except(keep: &[BorrowedFd<'_>]) -> Result<()> {
 
 fn close_range(first: RawFd, last: RawFd) -> Result<()> {
     // SAFETY: closing numbers touches no memory; `close_all_except` passes the duty on to its caller.
-    match check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) }) {
-        Ok(_) => Ok(()),
-        Err(Errno::NOSYS | Errno::PERM) => {
-            for number in open_numbers()? {
-                if (first..=last).contains(&number) {
-                    // SAFETY: as above.
-                    unsafe { libc::close(number) };
-                }
-            }
-            Ok(())
-        }
-        Err(errno) => Err(errno),
-    }
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) }).map(drop)
 }
 
-/// The numbers in `/proc/self/fd`.
-fn open_numbers() -> Result<Vec<RawFd>> {
-    let entries = std::fs::read_dir("/proc/self/fd")
-        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
-    Ok(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
+/// The numbers in `self/fd` of an open `/proc`.
+fn open_numbers(proc: impl AsFd) -> Result<Vec<RawFd>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = rustix::fs::openat(proc, "self/fd", flags, Mode::empty())?;
+    let own = directory.as_raw_fd();
+    let mut numbers = Vec::new();
+    for entry in Dir::new(directory)? {
+        numbers.extend(entry?.file_name().to_str().ok().and_then(|name| name.parse::<RawFd>().ok()));
+    }
+    // A list of anything else would not have it.
+    if numbers.contains(&own) { Ok(numbers) } else { Err(Errno::NOENT) }
 }
 
 /// Marks every descriptor above 2 close-on-exec, and one of them not.
@@ -79,7 +91,8 @@ pub(crate) fn close_on_exec_above_stdio(but: BorrowedFd<'_>) -> Result<()> {
         if !matches!(errno, Errno::INVAL | Errno::NOSYS | Errno::PERM) {
             return Err(errno);
         }
-        for number in open_numbers()? {
+        let proc = rustix::fs::open("/proc", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        for number in open_numbers(&proc)? {
             if number > 2 {
                 // SAFETY: sets a flag; a number that has just been closed (the directory's own) gives EBADF.
                 unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };

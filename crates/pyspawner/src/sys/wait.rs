@@ -12,10 +12,8 @@ use super::check;
 ///
 /// `ECHILD` when somebody else has reaped the process; `EINTR` when a signal came first.
 pub(crate) fn wait_pidfd(pidfd: impl AsFd, options: i32) -> Result<Option<(i32, i32)>> {
-    // waitid wants to be told what to wait for; waitpid always waits for the end.
-    let options = (options & !libc::WUNTRACED)
-        | libc::WEXITED
-        | if options & libc::WUNTRACED == 0 { 0 } else { libc::WSTOPPED };
+    // waitid wants to be told what to wait for; waitpid always waits for the end. WUNTRACED is waitid's WSTOPPED.
+    let options = options | libc::WEXITED;
     let id = libc::id_t::try_from(pidfd.as_fd().as_raw_fd()).unwrap_or_default();
     let mut info = std::mem::MaybeUninit::<libc::siginfo_t>::zeroed();
     // SAFETY: the kernel fills a live siginfo_t.

@@ -7,11 +7,12 @@
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::fs::AtFlags;
 use rustix::io::Errno;
 use rustix::process::{Signal, pidfd_send_signal};
 
 use crate::channel::Channel;
-use crate::error::{Failure, Step};
+use crate::error::{FailAt, Failure, Step};
 use crate::layer::Layer;
 use crate::protocol::{Order, Report, Spawn};
 use crate::sandbox::{self, id_map, id_map::IdRanges, mounts, seccomp};
@@ -22,6 +23,9 @@ use crate::sys::{descriptors, title::Title};
 use super::template::{self, Needs};
 use super::watchdog::Watchdog;
 use super::{ZygoteError, receive};
+
+/// Links to `/proc/self/task`: its own, its name, and a directory a thread.
+const SINGLE_THREADED_LINKS: usize = 3;
 
 /// What a child shows in ps and top when the caller gives it no name.
 const DEFAULT_PROCESS_NAME: &str = "pyspawner-child";
@@ -57,19 +61,46 @@ pub struct ChildStart {
 pub(super) struct Plan {
     thread: ThreadFacts,
     ranges: IdRanges,
-    /// What keeps every child from being made, found out before the first was asked for.
-    obstacle: Option<Failure>,
+    needs: Needs,
+    prepared: Prepared,
+}
+
+/// Whether what every child needs has been made.
+#[derive(Clone, Copy, Debug)]
+enum Prepared {
+    /// Nothing has been touched. What is in the way may go away while the zygote serves.
+    NotYet,
+    Yes,
+    /// It was begun, and cannot be begun again.
+    Never(Failure),
 }
 
 impl Plan {
-    pub(super) fn new(needs: &Needs) -> Result<Self, ZygoteError> {
+    pub(super) fn new(needs: Needs) -> Result<Self, ZygoteError> {
         seccomp::plan();
         let thread =
             ThreadFacts::of_this_thread().map_err(ZygoteError::io("asking for the thread id's address"))?;
         let ranges = IdRanges::new().map_err(ZygoteError::io("reading /proc"))?;
-        let obstacle = id_map::drop_supplementary_groups().and_then(|()| template::prepare(needs)).err();
+        let mut plan = Self { thread, ranges, needs, prepared: Prepared::NotYet };
+        // Reported to whoever asks for a child.
+        let _ = plan.prepare();
         settle_heap();
-        Ok(Self { thread, ranges, obstacle })
+        Ok(plan)
+    }
+
+    fn prepare(&mut self) -> Result<(), Failure> {
+        match self.prepared {
+            Prepared::Yes => return Ok(()),
+            Prepared::Never(failure) => return Err(failure),
+            Prepared::NotYet => {}
+        }
+        let prepared = id_map::drop_supplementary_groups().and_then(|()| template::prepare(&self.needs));
+        self.prepared = match prepared {
+            Ok(()) => Prepared::Yes,
+            Err(Failure { step: Step::DropGroups | Step::UnshareMounts, .. }) => Prepared::NotYet,
+            Err(failure) => Prepared::Never(failure),
+        };
+        prepared
     }
 }
 
@@ -92,31 +123,35 @@ impl Zygote {
     /// # Errors
     ///
     /// The watchdog or the connection broke. Children already made live on.
-    pub fn serve(self, hooks: &mut dyn ForkHooks) -> Result<Served, ZygoteError> {
+    pub fn serve(mut self, hooks: &mut dyn ForkHooks) -> Result<Served, ZygoteError> {
         loop {
             let request = match receive::<Spawn>(&self.channel) {
                 Err(ZygoteError::CallerGone) => return Ok(Served::Closed),
                 other => other?,
             };
             // Without a descriptor left, the private socket goes, and its other end tells the caller so.
-            if request.descriptors_lost {
-                continue;
-            }
             let mut descriptors = request.descriptors.into_iter();
             let Some(private) = descriptors.next().map(Channel::from) else { continue };
-            if let Some(failure) = self.plan.obstacle {
+            if request.descriptors_lost {
+                let failure = Failure::new(Layer::Mounts, Step::StageChroot, libc::EMFILE);
+                report(&private, &Report::NotSpawned { failure, pid: None }, &[]);
+                continue;
+            }
+            if let Err(failure) = self.plan.prepare() {
                 report(&private, &Report::NotSpawned { failure, pid: None }, &[]);
                 continue;
             }
             hooks.before();
-            let staged = match descriptors.next().as_ref().map(mounts::stage).transpose() {
-                Ok(staged) => staged,
-                Err(failure) => {
-                    hooks.after_in_parent();
-                    report(&private, &Report::NotSpawned { failure, pid: None }, &[]);
-                    continue;
-                }
-            };
+            let staged = descriptors.next();
+            let staged =
+                match self.check_threads().and_then(|()| staged.as_ref().map(mounts::stage).transpose()) {
+                    Ok(staged) => staged,
+                    Err(failure) => {
+                        hooks.after_in_parent();
+                        report(&private, &Report::NotSpawned { failure, pid: None }, &[]);
+                        continue;
+                    }
+                };
             match self.clone() {
                 Ok(Cloned::Child) => {
                     std::mem::forget(staged);
@@ -141,8 +176,18 @@ impl Zygote {
 
     #[expect(unsafe_code, reason = "the fork guard")]
     fn clone(&self) -> Result<Cloned, Failure> {
-        // SAFETY: single-threaded: `Boot::ready` counted the threads, and nothing that starts one has run since.
+        // SAFETY: single-threaded: `check_threads` has counted them, after the last foreign code that has run here.
         unsafe { sandbox::namespaces::clone_child(self.plan.thread) }
+    }
+
+    /// Fork hooks of imported modules run for every child, and may start threads.
+    fn check_threads(&self) -> Result<(), Failure> {
+        let tasks = rustix::fs::statat(self.plan.ranges.proc(), "self/task", AtFlags::empty());
+        match tasks {
+            Ok(stat) if usize::try_from(stat.st_nlink) == Ok(SINGLE_THREADED_LINKS) => Ok(()),
+            Ok(_) => Err(Failure::new(Layer::Namespaces, Step::CountThreads, libc::EAGAIN)),
+            Err(errno) => Err(errno).fail_at(Layer::Namespaces, Step::CountThreads),
+        }
     }
 
     /// The parent's half: id map, watchdog, report.
@@ -160,7 +205,10 @@ impl Zygote {
         });
         match watched {
             Ok(first_id) => {
-                report(private, &Report::Spawned { pid, first_id }, &[pidfd.as_fd()]);
+                if private.send(&Report::Spawned { pid, first_id }, &[pidfd.as_fd()]).is_err() {
+                    // Nobody will order it anything. Its end tells a caller that is still there.
+                    let _ = pidfd_send_signal(pidfd, Signal::KILL);
+                }
                 Ok(())
             }
             Err(failure) => {
@@ -180,33 +228,36 @@ impl Zygote {
     #[expect(unsafe_code, reason = "the fork guard")]
     fn become_child(self, private: Channel) -> ChildStart {
         let guard = ExitOnUnwind;
-        let title = self.title;
-        std::mem::forget(self);
-        // SAFETY: the owners of the zygote's descriptors are forgotten on the line above; those of the interpreter's own are
-        // descriptors 0 to 2, which stay.
+        let (title, plan) = (self.title, self.plan);
+        std::mem::forget((self.channel, self.watchdog));
+        let proc = plan.ranges.into_proc();
+        // SAFETY: the owners of the zygote's descriptors are forgotten or never returned to. Imported modules may own others, which
+        // Python knows as numbers only.
         let closed = unsafe {
-            descriptors::close_all_except(&[
-                BorrowedFd::borrow_raw(0),
-                BorrowedFd::borrow_raw(1),
-                BorrowedFd::borrow_raw(2),
-                private.as_fd(),
-            ])
+            descriptors::close_all_except(
+                proc,
+                &[
+                    BorrowedFd::borrow_raw(0),
+                    BorrowedFd::borrow_raw(1),
+                    BorrowedFd::borrow_raw(2),
+                    private.as_fd(),
+                ],
+            )
         };
         if let Err(errno) = closed {
             fail(&private, Failure::new(Layer::Session, Step::CloseDescriptors, errno.raw_os_error()));
         }
         report(&private, &Report::Born, &[]);
-        let mut args = obey(&private, title);
+        let args = obey(&private, title);
         // The private socket goes with its owner; after it only the standard streams and the args are open.
         drop(private);
-        let args = args.pop().unwrap_or_else(|| exit_now(1));
         std::mem::forget(guard);
         ChildStart { args }
     }
 }
 
 /// Receives the two orders and carries them out. Answers what is left of the second: the args.
-fn obey(private: &Channel, title: Option<Title>) -> Vec<OwnedFd> {
+fn obey(private: &Channel, title: Option<Title>) -> OwnedFd {
     let orders = match private.recv::<Order>() {
         Ok(Some(received)) => match received.message {
             Order::Enter(orders) => orders,
@@ -233,7 +284,7 @@ fn obey(private: &Channel, title: Option<Title>) -> Vec<OwnedFd> {
     if descriptors::become_stdio(stdin, stdout, stderr).is_err() {
         exit_now(1);
     }
-    vec![args]
+    args
 }
 
 /// A child's last words.

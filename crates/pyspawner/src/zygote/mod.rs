@@ -5,6 +5,7 @@
 //! nothing about any of them.
 
 mod clone;
+mod shared_memory;
 mod template;
 mod threads;
 mod watchdog;
@@ -48,11 +49,28 @@ pub enum ZygoteError {
     #[error("the caller closed the connection")]
     CallerGone,
     /// A thread is left that a clone would leave behind with its locks held.
-    #[error("cannot clone safely: threads are left after the fork: {}", .names.join(", "))]
+    #[error(
+        "cannot clone safely: after the fork of the zygote, threads run in it: {names}. Imports that started threads: {modules}. Remove \
+         them from preload_imports, or import them in child_main"
+    )]
     Threads {
         /// Their names.
-        names: Vec<String>,
+        names: String,
+        /// The modules whose imports started threads.
+        modules: String,
     },
+    /// Memory is left that every child could write to and every other child would read.
+    #[error(
+        "imports have left shared, writable memory, through which children could reach each other: {names}. Make it in child_main, or \
+         map it privately (mmap.MAP_PRIVATE)"
+    )]
+    SharedMemory {
+        /// What is mapped, and where.
+        names: String,
+    },
+    /// The caller could not be made the parent of the zygote's second generation.
+    #[error("the caller did not adopt the zygote: can it not be a child subreaper?")]
+    NotAdopted,
 }
 
 impl ZygoteError {
@@ -137,17 +155,10 @@ impl Boot {
     ///
     /// The caller is gone.
     pub fn failed(&self, summary: &str, traceback: &str) -> Result<(), ZygoteError> {
-        let tail = |text: &str, limit: usize| {
-            let mut from = text.len().saturating_sub(limit);
-            while !text.is_char_boundary(from) {
-                from += 1;
-            }
-            text[from..].to_owned()
-        };
-        self.tell(&FromZygote::Failed {
-            summary: tail(summary, MAX_TRACEBACK / 8),
-            traceback: tail(traceback, MAX_TRACEBACK),
-        })
+        let summary = &summary[..floor(summary, MAX_TRACEBACK / 8)];
+        // The end of a traceback says most.
+        let traceback = &traceback[floor(traceback, traceback.len().saturating_sub(MAX_TRACEBACK))..];
+        self.tell(&FromZygote::Failed { summary: summary.to_owned(), traceback: traceback.to_owned() })
     }
 
     /// Ends the imports. `true` when they left threads behind: then fork as Python does, so that every library's fork handlers run, and
@@ -158,7 +169,7 @@ impl Boot {
     /// The caller is gone, or /proc is.
     pub fn must_hand_over(&mut self) -> Result<bool, ZygoteError> {
         self.census.end().map_err(ZygoteError::io("listing threads"))?;
-        if threads::names().map_err(ZygoteError::io("listing threads"))?.len() <= 1 {
+        if threads::others().map_err(ZygoteError::io("listing threads"))?.is_empty() {
             return Ok(false);
         }
         self.tell(&FromZygote::HandOver)?;
@@ -193,7 +204,7 @@ impl Boot {
         let predecessor = descriptors::inherit(predecessor).map_err(ZygoteError::io(doing))?;
         wait_readable(predecessor.as_fd()).map_err(ZygoteError::io(doing))?;
         if getppid().is_none_or(|parent| parent.as_raw_nonzero().get() != self.start.caller) {
-            return Err(ZygoteError::CallerGone);
+            return Err(ZygoteError::NotAdopted);
         }
         let pidfd = own_pidfd().map_err(ZygoteError::io(doing))?;
         self.watchdog.watch(pidfd.as_fd()).map_err(ZygoteError::io(doing))
@@ -211,11 +222,17 @@ impl Boot {
             let _ = channel.send(&message, &[]);
             error
         };
-        let names = threads::names().map_err(ZygoteError::io("listing threads"))?;
-        if names.len() > 1 {
-            return Err(refused(ZygoteError::Threads { names }, &self.channel));
+        let names = threads::others().map_err(ZygoteError::io("listing threads"))?;
+        if !names.is_empty() {
+            let modules: Vec<_> = self.census.report().iter().map(|(module, _)| module.as_str()).collect();
+            let error = ZygoteError::Threads { names: names.join(", "), modules: modules.join(", ") };
+            return Err(refused(error, &self.channel));
         }
-        let plan = Plan::new(needs).map_err(|error| refused(error, &self.channel))?;
+        let shared = shared_memory::writable().map_err(ZygoteError::io("reading /proc/self/smaps"))?;
+        if !shared.is_empty() {
+            return Err(refused(ZygoteError::SharedMemory { names: shared.join(", ") }, &self.channel));
+        }
+        let plan = Plan::new(needs.clone()).map_err(|error| refused(error, &self.channel))?;
         let threads = self.census.into_report();
         self.channel.send(&FromZygote::Ready { threads }, &[]).map_err(ZygoteError::channel("ready"))?;
         Ok(Zygote::new(self.channel, self.watchdog, self.title, plan))
@@ -224,6 +241,11 @@ impl Boot {
     fn tell(&self, message: &FromZygote) -> Result<(), ZygoteError> {
         self.channel.send(message, &[]).map_err(ZygoteError::channel("telling the caller"))
     }
+}
+
+/// The last place at or before `index` where a character begins.
+pub(crate) fn floor(text: &str, index: usize) -> usize {
+    (0..=index.min(text.len())).rev().find(|index| text.is_char_boundary(*index)).unwrap_or_default()
 }
 
 fn own_pidfd() -> rustix::io::Result<OwnedFd> {

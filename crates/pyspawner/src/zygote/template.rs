@@ -72,25 +72,43 @@ fn unshare_mounts() -> rustix::io::Result<()> {
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }
 }
 
-/// The paths to make readable. Of a directory that is itself closed to strangers, only what belongs to Python.
+/// The paths to make readable: an installation whole; of another directory that strangers cannot read, only what can be imported.
 fn wanted(needs: &Needs) -> Vec<PathBuf> {
     let mut paths = Vec::new();
-    for (all, belongs) in [
-        (&needs.installation, is_part_of_installation as fn(&Path) -> bool),
-        (&needs.search_path, is_importable),
-    ] {
-        for path in all {
-            let Ok(path) = std::path::absolute(path) else { continue };
-            let Ok(metadata) = fs::metadata(&path) else { continue };
-            if metadata.is_dir() && metadata.permissions().mode() & 0o005 != 0o005 {
-                let entries = fs::read_dir(&path).into_iter().flatten().flatten();
-                paths.extend(entries.map(|entry| entry.path()).filter(|entry| belongs(entry)));
-            } else {
-                paths.push(path);
-            }
-        }
+    let installation: Vec<PathBuf> = needs.installation.iter().flat_map(|path| aliases(path)).collect();
+    for path in &needs.installation {
+        paths.extend(if is_closed(path) {
+            chosen(path, is_part_of_installation)
+        } else {
+            vec![path.clone()]
+        });
     }
+    for path in &needs.search_path {
+        let Ok(path) = std::path::absolute(path) else { continue };
+        let is_installed =
+            aliases(&path).iter().any(|path| installation.iter().any(|prefix| path.starts_with(prefix)));
+        let closed = is_closed(&path)
+            || !is_installed && aliases(&path).iter().any(|path| outermost_forbidden(path).is_some());
+        paths.extend(if closed { chosen(&path, is_importable) } else { vec![path] });
+    }
+    paths.retain(|path| path.exists());
     paths
+}
+
+/// The path as it is written, and as it is with its links followed.
+fn aliases(path: &Path) -> Vec<PathBuf> {
+    [std::path::absolute(path), fs::canonicalize(path)].into_iter().flatten().collect()
+}
+
+/// Whether it is a directory that a stranger may not list or enter.
+fn is_closed(path: &Path) -> bool {
+    fs::metadata(path)
+        .is_ok_and(|metadata| metadata.is_dir() && metadata.permissions().mode() & 0o005 != 0o005)
+}
+
+fn chosen(directory: &Path, belongs: fn(&Path) -> bool) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).filter(|entry| belongs(entry)).collect()
 }
 
 fn is_part_of_installation(path: &Path) -> bool {
@@ -103,8 +121,29 @@ fn is_importable(path: &Path) -> bool {
     let extension = path.extension().and_then(|extension| extension.to_str());
     match extension {
         Some("py" | "pyc" | "so" | "zip" | "egg" | "libs" | "dist-info" | "egg-info") => true,
-        _ => path.join("__init__.py").exists(),
+        Some(_) => false,
+        None => is_package(path, NAMESPACE_DEPTH),
     }
+}
+
+/// How deep a package without `__init__.py` may lie in others of its kind.
+const NAMESPACE_DEPTH: usize = 3;
+
+/// A package, or one of a namespace, which has no file of its own to tell it by.
+fn is_package(path: &Path, depth: usize) -> bool {
+    let is_name = |name: &str| name.chars().all(|letter| letter.is_alphanumeric() || letter == '_');
+    if !path.file_name().and_then(|name| name.to_str()).is_some_and(is_name) {
+        return false;
+    }
+    path.join("__init__.py").exists()
+        || fs::read_dir(path).into_iter().flatten().flatten().any(|entry| {
+            let entry = entry.path();
+            match entry.extension().and_then(|extension| extension.to_str()) {
+                Some("py" | "so") => true,
+                Some(_) => false,
+                None => depth > 0 && is_package(&entry, depth - 1),
+            }
+        })
 }
 
 /// Something to show in a replaced directory.

@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 
-/// The names of this process's threads.
-pub(super) fn names() -> io::Result<Vec<String>> {
-    Ok(tasks()?.into_values().collect())
+/// The names of this process's threads but the first.
+pub(super) fn others() -> io::Result<Vec<String>> {
+    let mut tasks = tasks()?;
+    tasks.remove(&std::process::id());
+    Ok(tasks.into_values().collect())
 }
 
 fn tasks() -> io::Result<BTreeMap<u32, String>> {
@@ -56,6 +58,10 @@ impl Census {
         }
         self.known = now;
         Ok(())
+    }
+
+    pub(super) fn report(&self) -> &[(String, Vec<String>)] {
+        &self.report
     }
 
     pub(super) fn into_report(self) -> Vec<(String, Vec<String>)> {

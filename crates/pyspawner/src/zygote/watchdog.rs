@@ -6,6 +6,7 @@
 //! the caller ends. Closing a Client ends its watchdog first: children then live on.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -15,7 +16,7 @@ use rustix::process::{Resource, Rlimit, Signal, getrlimit, pidfd_send_signal, se
 
 use crate::channel::{Channel, ChannelError};
 use crate::protocol::Watch;
-use crate::sys::clone::{Cloned, ThreadFacts, clone_sibling};
+use crate::sys::clone::{Cloned, ThreadFacts, clone_plain_sibling};
 use crate::sys::kernel::{block_all_signals, exit_now, set_comm};
 use crate::sys::{descriptors, title::Title};
 
@@ -38,18 +39,22 @@ impl Watchdog {
         let doing = "starting the watchdog";
         let zygote = own_pidfd().map_err(ZygoteError::io(doing))?;
         let (ours, theirs) = Channel::pair().map_err(ZygoteError::io(doing))?;
-        let names = super::threads::names().map_err(ZygoteError::io(doing))?;
-        if names.len() > 1 {
-            return Err(ZygoteError::Threads { names });
+        let proc = File::open("/proc").map_err(ZygoteError::io(doing))?;
+        let names = super::threads::others().map_err(ZygoteError::io(doing))?;
+        if !names.is_empty() {
+            return Err(ZygoteError::Threads { names: names.join(", "), modules: String::new() });
         }
         // SAFETY: single-threaded: counted on the line above.
-        match unsafe { clone_sibling(0, thread) }.map_err(ZygoteError::io(doing))? {
+        match unsafe { clone_plain_sibling(thread) }.map_err(ZygoteError::io(doing))? {
             Cloned::Parent { pid, pidfd } => Ok((Self { channel: ours }, pid, pidfd)),
             Cloned::Child => {
                 std::mem::forget(ours);
                 // SAFETY: the owners of all other descriptors are frames above this one, to which this process never returns.
                 let closed = unsafe {
-                    descriptors::close_all_except(&[theirs.as_fd(), caller.as_fd(), zygote.as_fd()])
+                    descriptors::close_all_except(
+                        proc.into(),
+                        &[theirs.as_fd(), caller.as_fd(), zygote.as_fd()],
+                    )
                 };
                 set_comm(c"pyspawner-watch");
                 if let Some(title) = title {

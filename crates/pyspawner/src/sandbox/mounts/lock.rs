@@ -23,6 +23,9 @@ use crate::error::{FailAt, Failure, Step};
 use crate::layer::Layer;
 use crate::sys::kernel::lock_mount_tree;
 
+/// A flag of mount(2) since Linux 5.10 that rustix does not name.
+const MS_NOSYMFOLLOW: u32 = 0x100;
+
 /// Mounts the detached tree `copy` at `target`, locked.
 pub(crate) fn attach_locked(copy: &OwnedFd, target: &Path) -> Result<(), Failure> {
     match lock_mount_tree(copy) {
@@ -98,8 +101,12 @@ fn entry(line: &[u8]) -> Option<(u32, u32, Mount)> {
     let number = |index: usize| std::str::from_utf8(fields.get(index)?).ok()?.parse().ok();
     let path = PathBuf::from(OsString::from_vec(unescaped(fields.get(4)?)));
     let mut flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
-    if fields.get(5)?.split(|byte| *byte == b',').any(|option| option == b"noexec") {
-        flags |= MountFlags::NOEXEC;
+    for option in fields.get(5)?.split(|byte| *byte == b',') {
+        match option {
+            b"noexec" => flags |= MountFlags::NOEXEC,
+            b"nosymfollow" => flags |= MountFlags::from_bits_retain(MS_NOSYMFOLLOW),
+            _ => {}
+        }
     }
     Some((number(0)?, number(1)?, Mount { path, flags }))
 }

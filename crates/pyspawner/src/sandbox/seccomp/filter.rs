@@ -158,6 +158,9 @@ fn code_of_check(check: Check) -> Vec<Instruction> {
         Check::Personality => on_argument(0, &switch(&[0, u32::MAX], RET_ALLOW, EPERM)),
         Check::MknodMode => mknod(1),
         Check::MknodatMode => mknod(2),
+        Check::MincoreLength => {
+            vec![load(high(1)), unless_equal_skip(0), answer(RET_ALLOW), answer(errno(libc::ENOMEM))]
+        }
         Check::SetrlimitResource => {
             on_argument(0, &[unless_equal_skip(RLIMIT_CORE), answer(PRETEND), answer(RET_ALLOW)])
         }
