@@ -107,19 +107,6 @@ def test_a_module_that_closes_every_descriptor_and_lives_on_is_ended(make_module
     assert '"closer"' in str(start_fails(preload_imports=["closer"]))
 
 
-def test_a_module_that_leaves_shared_writable_memory_is_refused(make_module):
-    """Every child could write there, and every other would read it."""
-    make_module("sharer", "import mmap; memory = mmap.mmap(-1, 4096)")
-    message = str(start_fails(preload_imports=["sharer"]))
-    assert "shared, writable memory" in message
-    assert "/dev/zero" in message
-
-
-def test_control_private_memory_is_not(make_module):
-    make_module("owner", "import mmap; memory = mmap.mmap(-1, 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)")
-    pyspawner.Client(child_main="support.run_source", preload_imports=["owner"]).close()
-
-
 def test_a_module_beside_the_package_does_not_shadow_the_standard_library(tmp_path, monkeypatch):
     """The zygote finds what the caller finds, from its first line on."""
     (tmp_path / "pyspawner").symlink_to(Path(pyspawner.__file__).parent)

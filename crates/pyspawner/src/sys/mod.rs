@@ -5,6 +5,7 @@ pub(crate) mod clone;
 pub(crate) mod command;
 pub(crate) mod descriptors;
 pub(crate) mod kernel;
+pub(crate) mod mapping;
 pub(crate) mod sigsys;
 pub(crate) mod title;
 pub(crate) mod wait;

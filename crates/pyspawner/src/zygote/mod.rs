@@ -59,13 +59,12 @@ pub enum ZygoteError {
         /// The modules whose imports started threads.
         modules: String,
     },
-    /// Memory is left that every child could write to and every other child would read.
+    /// Memory is left that every child could write to and every other child would read, and that cannot be copied.
     #[error(
-        "imports have left shared, writable memory, through which children could reach each other: {names}. Make it in child_main, or \
-         map it privately (mmap.MAP_PRIVATE)"
+        "imports have mapped memory of devices, through which children could reach each other: {names}. Open the device in child_main"
     )]
-    SharedMemory {
-        /// What is mapped, and where.
+    DeviceMemory {
+        /// Of which devices.
         names: String,
     },
     /// The caller could not be made the parent of the zygote's second generation.
@@ -228,9 +227,11 @@ impl Boot {
             let error = ZygoteError::Threads { names: names.join(", "), modules: modules.join(", ") };
             return Err(refused(error, &self.channel));
         }
-        let shared = shared_memory::writable().map_err(ZygoteError::io("reading /proc/self/smaps"))?;
-        if !shared.is_empty() {
-            return Err(refused(ZygoteError::SharedMemory { names: shared.join(", ") }, &self.channel));
+        let devices = shared_memory::make_all_private().map_err(|error| {
+            refused(ZygoteError::io("making shared memory private")(error), &self.channel)
+        })?;
+        if !devices.is_empty() {
+            return Err(refused(ZygoteError::DeviceMemory { names: devices.join(", ") }, &self.channel));
         }
         let plan = Plan::new(needs.clone()).map_err(|error| refused(error, &self.channel))?;
         let threads = self.census.into_report();
