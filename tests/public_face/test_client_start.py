@@ -111,7 +111,9 @@ def test_a_module_beside_the_package_does_not_shadow_the_standard_library(tmp_pa
     """The zygote finds what the caller finds, from its first line on."""
     (tmp_path / "pyspawner").symlink_to(Path(pyspawner.__file__).parent)
     (tmp_path / "dataclasses.py").write_text("raise RuntimeError('shadowed')")
-    monkeypatch.setattr(sys.modules["pyspawner._client"], "__file__", str(tmp_path / "pyspawner" / "_client.py"))
+    monkeypatch.setattr(
+        sys.modules["pyspawner._client"], "__file__", str(tmp_path / "pyspawner" / "_client.py")
+    )
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
     pyspawner.Client(child_main="support.run_source").close()
 
