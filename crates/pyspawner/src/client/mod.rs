@@ -21,7 +21,7 @@ use crate::error::Error;
 
 pub use child::{Child, Pipes};
 use process::Process;
-use spawn::Birth;
+use spawn::PendingSpawn;
 pub use spawn::SpawnRequest;
 pub use start::StartOptions;
 
@@ -32,6 +32,8 @@ pub type Interrupt<'a> = &'a dyn Fn() -> Result<(), Error>;
 const CLOSE_PATIENCE: u64 = 2;
 
 /// A running zygote. Thread-safe: requests need no lock and no turn.
+///
+/// Dropped without [`Client::close`], the zygote ends and stays a zombie, and its children are killed when the caller ends.
 #[derive(Debug)]
 pub struct Client {
     owner: u32,
@@ -40,7 +42,7 @@ pub struct Client {
     watchdog: Process,
     threads: Vec<(String, Vec<String>)>,
     /// Children that were asked for and then not waited for, because a signal handler raised.
-    unborn: Mutex<Vec<Birth>>,
+    abandoned: Mutex<Vec<PendingSpawn>>,
 }
 
 impl Client {
@@ -79,7 +81,7 @@ impl Client {
         self.zygote.end_within(CLOSE_PATIENCE);
         // It dies before the caller can, so it will not kill the children.
         self.watchdog.kill();
-        self.reap_unborn();
+        self.reap_abandoned();
     }
 
     fn check_owner(&self) -> Result<(), Error> {
@@ -87,8 +89,8 @@ impl Client {
         if here == self.owner { Ok(()) } else { Err(Error::Forked { owner: self.owner, here }) }
     }
 
-    fn reap_unborn(&self) {
-        lock(&self.unborn).retain_mut(|birth| !birth.end_within(0));
+    fn reap_abandoned(&self) {
+        lock(&self.abandoned).retain_mut(|pending| !pending.end_within(0));
     }
 }
 

@@ -28,7 +28,7 @@ const MAX_ATTEMPTS: usize = 16;
 const DEATH_PATIENCE: u64 = 2;
 
 /// How long a spawn that a signal handler has interrupted waits for the child that it must end, in seconds.
-const BIRTH_PATIENCE: u64 = 1;
+const ABANDON_PATIENCE: u64 = 1;
 
 /// How long to leave a zygote alone whose queue of some hundred requests is full.
 const QUEUE_PAUSE: Duration = Duration::from_millis(2);
@@ -61,7 +61,7 @@ impl Client {
         let process_name = request.process_name.map(config::process_name).transpose()?;
         let request = &SpawnRequest { process_name, ..*request };
 
-        let (provisions, pipes) = Provisions::make(request)?;
+        let (descriptors, pipes) = ChildDescriptors::make(request)?;
         let mut attempt = 1;
         let (newborn, first_id) = loop {
             match self.clone_child(request.sandbox, interrupt) {
@@ -72,9 +72,9 @@ impl Client {
             }
         };
         // The zygote answers in order: what was asked for and given up before is known now.
-        self.reap_unborn();
-        provisions.give_to(first_id + request.sandbox.child_id());
-        let layers = newborn.lock_in(request, &provisions, interrupt)?;
+        self.reap_abandoned();
+        descriptors.give_to(first_id + request.sandbox.child_id());
+        let layers = newborn.lock_in(request, &descriptors, interrupt)?;
         let layers =
             layers.into_iter().map(|layer| (layer, describe(layer, request.sandbox, first_id))).collect();
         let (pid, pidfd) = newborn.release()?;
@@ -93,7 +93,7 @@ impl Client {
         let descriptors: Vec<_> = iter::once(theirs.as_fd()).chain(chroot.iter().map(AsFd::as_fd)).collect();
         self.ask(Spawn { chroot: chroot.is_some() }, &descriptors, interrupt)?;
         drop(theirs);
-        self.await_birth(Birth { private: ours, born: None, pidfd: None }, interrupt)
+        self.await_report(PendingSpawn { private: ours, born: None, pidfd: None }, interrupt)
     }
 
     /// Sends one request. A zygote that is so far behind that its queue is full is not waited for with the lock held.
@@ -117,34 +117,38 @@ impl Client {
     }
 
     /// Waits until the zygote reports the child, or until it is certain that there will be none.
-    fn await_birth(&self, mut birth: Birth, interrupt: Interrupt<'_>) -> Result<(Newborn, u32), Error> {
+    fn await_report(
+        &self,
+        mut pending: PendingSpawn,
+        interrupt: Interrupt<'_>,
+    ) -> Result<(Newborn, u32), Error> {
         let mut zygote_lives = true;
         loop {
             let ready = if zygote_lives {
-                wait_for([birth.private.as_fd(), self.zygote.pidfd()], interrupt)
+                wait_for([pending.private.as_fd(), self.zygote.pidfd()], interrupt)
             } else {
                 // A child that was cloned says so even now; if there is none, its end of the socket died with the zygote.
-                wait_for([birth.private.as_fd()], interrupt).map(|[private]| [private, false])
+                wait_for([pending.private.as_fd()], interrupt).map(|[private]| [private, false])
             };
             let [reported, zygote_ended] = match ready {
                 Ok(ready) => ready,
                 Err(error) => {
                     // The request cannot be taken back. A zygote that does not answer now is asked again after the next one.
-                    if !birth.end_within(BIRTH_PATIENCE) {
-                        lock(&self.unborn).push(birth);
+                    if !pending.end_within(ABANDON_PATIENCE) {
+                        lock(&self.abandoned).push(pending);
                     }
                     return Err(error);
                 }
             };
             if reported {
-                match birth.read() {
-                    Ok(News::Born) => {}
-                    Ok(News::Ready(pidfd, first_id)) => {
-                        return Ok((birth.into_newborn(pidfd), first_id));
+                match pending.read() {
+                    Ok(Progress::Born) => {}
+                    Ok(Progress::Ready(pidfd, first_id)) => {
+                        return Ok((pending.into_newborn(pidfd), first_id));
                     }
-                    Ok(News::NoChild) => {
+                    Ok(Progress::NoChild) => {
                         // It may have said that it was born, and been killed after that.
-                        birth.end();
+                        pending.end();
                         // A zygote that dies loses its descriptors a little before its pidfd tells.
                         return Err(if readable_within(self.zygote.pidfd(), DEATH_PATIENCE) {
                             self.died()
@@ -153,15 +157,15 @@ impl Client {
                         });
                     }
                     Err(error) => {
-                        birth.end();
+                        pending.end();
                         return Err(error);
                     }
                 }
             } else {
                 zygote_lives &= !zygote_ended;
             }
-            if !zygote_lives && birth.born.is_some() {
-                birth.end();
+            if !zygote_lives && pending.born.is_some() {
+                pending.end();
                 return Err(self.died());
             }
         }
@@ -173,20 +177,20 @@ impl Client {
 }
 
 /// What the child gets beside its sandbox.
-struct Provisions {
+struct ChildDescriptors {
     stdin: OwnedFd,
     stdout: OwnedFd,
     stderr: OwnedFd,
     args: OwnedFd,
 }
 
-impl Provisions {
+impl ChildDescriptors {
     /// Everything that can fail for want of descriptors or memory, before anybody is asked for anything.
     fn make(request: &SpawnRequest<'_>) -> Result<(Self, Pipes), Error> {
         let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(Error::io("pipe"));
         let ((stdin, our_stdin), (our_stdout, stdout), (our_stderr, stderr)) = (pipe()?, pipe()?, pipe()?);
-        let provisions = Self { stdin, stdout, stderr, args: sealed(request.args)? };
-        Ok((provisions, Pipes { stdin: our_stdin, stdout: our_stdout, stderr: our_stderr }))
+        let descriptors = Self { stdin, stdout, stderr, args: sealed(request.args)? };
+        Ok((descriptors, Pipes { stdin: our_stdin, stdout: our_stdout, stderr: our_stderr }))
     }
 
     /// Makes the pipes the child's own, so that it can open `/dev/stdout` and its like. A caller that may not do so can still spawn: the
@@ -213,7 +217,7 @@ fn sealed(bytes: &[u8]) -> Result<OwnedFd, Error> {
 
 /// A child that was asked for and is not reported yet.
 #[derive(Debug)]
-pub(super) struct Birth {
+pub(super) struct PendingSpawn {
     private: Channel,
     /// The pid that the kernel gave with the child's first word.
     born: Option<i32>,
@@ -222,7 +226,7 @@ pub(super) struct Birth {
 }
 
 /// What comes through the private socket before the child is reported.
-enum News {
+enum Progress {
     /// The child exists.
     Born,
     /// It waits for its orders.
@@ -231,20 +235,20 @@ enum News {
     NoChild,
 }
 
-impl Birth {
-    fn read(&mut self) -> Result<News, Error> {
+impl PendingSpawn {
+    fn read(&mut self) -> Result<Progress, Error> {
         let Some(received) = self.private.recv::<Report>().map_err(channel_error)? else {
-            return Ok(News::NoChild);
+            return Ok(Progress::NoChild);
         };
         match received.message {
             Report::Born => {
                 self.know(received.sender);
-                Ok(News::Born)
+                Ok(Progress::Born)
             }
             Report::Spawned { pid, first_id } => {
                 self.born = Some(pid);
                 let (_, [pidfd]) = received.with().map_err(channel_error)?;
-                Ok(News::Ready(pidfd, first_id))
+                Ok(Progress::Ready(pidfd, first_id))
             }
             Report::NotSpawned { failure, pid } => {
                 self.born = pid;
@@ -284,9 +288,9 @@ impl Birth {
     pub(super) fn end_within(&mut self, seconds: u64) -> bool {
         while self.born.is_none() && readable_within(self.private.as_fd(), seconds) {
             match self.read() {
-                Ok(News::Born) => {}
-                Ok(News::NoChild) => return true,
-                Ok(News::Ready(..)) | Err(_) => break,
+                Ok(Progress::Born) => {}
+                Ok(Progress::NoChild) => return true,
+                Ok(Progress::Ready(..)) | Err(_) => break,
             }
         }
         let is_known = self.born.is_some();
@@ -309,14 +313,14 @@ impl Newborn {
     fn lock_in(
         &self,
         request: &SpawnRequest<'_>,
-        provisions: &Provisions,
+        descriptors: &ChildDescriptors,
         interrupt: Interrupt<'_>,
     ) -> Result<Vec<Layer>, Error> {
         let Some(network) = &request.sandbox.network else {
-            return self.give_orders(None, request, provisions, interrupt);
+            return self.give_orders(None, request, descriptors, interrupt);
         };
         let veth = network::make_veth(network, network.addresses()?, self.pid)?;
-        let entered = self.give_orders(Some(network::child_half(network)?), request, provisions, interrupt);
+        let entered = self.give_orders(Some(network::child_half(network)?), request, descriptors, interrupt);
         if entered.is_err() {
             // It would vanish with the child's namespace, some time later.
             veth.remove();
@@ -328,11 +332,11 @@ impl Newborn {
         &self,
         network: Option<ChildNetwork>,
         request: &SpawnRequest<'_>,
-        provisions: &Provisions,
+        descriptors: &ChildDescriptors,
         interrupt: Interrupt<'_>,
     ) -> Result<Vec<Layer>, Error> {
         let private = &self.private;
-        let Provisions { stdin, stdout, stderr, args } = provisions;
+        let ChildDescriptors { stdin, stdout, stderr, args } = descriptors;
         let optional_layers = request.sandbox.optional_layers();
         let process_name = request.process_name.map(str::to_owned);
         let chroot = request.sandbox.chroot_dir.is_some();

@@ -56,20 +56,20 @@ impl Client {
         let caller_pidfd = pidfd_open(getpid(), PidfdFlags::empty()).map_err(Error::io("pidfd_open"))?;
         let (ours, theirs) = Channel::pair().map_err(Error::io("socketpair"))?;
         let theirs = theirs.above_stdio().map_err(Error::io("fcntl(F_DUPFD_CLOEXEC)"))?;
-        let mut youth =
-            Youth { errors: None, process: None, watchdog: None, connection: ours, importing: None };
-        match youth.raise(options, theirs, [&caller_pidfd, &outputs.0, &outputs.1], interrupt) {
+        let mut starting =
+            Starting { errors: None, process: None, watchdog: None, connection: ours, importing: None };
+        match starting.handshake(options, theirs, [&caller_pidfd, &outputs.0, &outputs.1], interrupt) {
             Ok((zygote, watchdog, threads)) => Ok(Self {
                 owner: std::process::id(),
-                connection: Mutex::new(Some(youth.connection)),
+                connection: Mutex::new(Some(starting.connection)),
                 zygote,
                 watchdog,
                 threads,
-                unborn: Mutex::default(),
+                abandoned: Mutex::default(),
             }),
             Err(error) => {
-                youth.connection.shut_down();
-                for process in [youth.process, youth.watchdog].into_iter().flatten() {
+                starting.connection.shut_down();
+                for process in [starting.process, starting.watchdog].into_iter().flatten() {
                     process.kill();
                 }
                 Err(error)
@@ -79,7 +79,7 @@ impl Client {
 }
 
 /// A zygote that does not serve yet.
-struct Youth {
+struct Starting {
     connection: Channel,
     /// The interpreter's standard error, until it has introduced itself.
     errors: Option<OwnedFd>,
@@ -88,16 +88,16 @@ struct Youth {
     importing: Option<String>,
 }
 
-type Grown = (Process, Process, Vec<(String, Vec<String>)>);
+type Started = (Process, Process, Vec<(String, Vec<String>)>);
 
-impl Youth {
-    fn raise(
+impl Starting {
+    fn handshake(
         &mut self,
         options: StartOptions,
         theirs: Channel,
-        gifts: [&OwnedFd; 3],
+        descriptors: [&OwnedFd; 3],
         interrupt: Interrupt<'_>,
-    ) -> Result<Grown, Error> {
+    ) -> Result<Started, Error> {
         let executable = options.executable.clone();
         self.run(&options, &theirs)?;
         drop(theirs);
@@ -107,14 +107,14 @@ impl Youth {
             preload_imports: options.preload_imports,
             sys_path: options.sys_path,
         });
-        match self.connection.send(&start, &gifts.map(AsFd::as_fd)) {
+        match self.connection.send(&start, &descriptors.map(AsFd::as_fd)) {
             // It died at once. The reason is found below, where everything else is.
             Err(ChannelError::Io(Errno::PIPE | Errno::CONNRESET)) => {}
             other => other.map_err(channel_error)?,
         }
         loop {
             let Some(received) = self.next_message(&executable, interrupt)? else {
-                return Err(self.obituary(executable).into());
+                return Err(self.why_it_ended(executable).into());
             };
             match received.message {
                 FromZygote::Hello { watchdog } => {
@@ -135,7 +135,7 @@ impl Youth {
                 }
                 FromZygote::HandOver => {
                     if !self.adopt(&executable, interrupt)? {
-                        return Err(self.obituary(executable).into());
+                        return Err(self.why_it_ended(executable).into());
                     }
                 }
                 FromZygote::Ready { threads } => {
@@ -202,12 +202,12 @@ impl Youth {
         let _turn = lock(&SUBREAPER);
         let was = child_subreaper().map_err(Error::io("prctl(PR_GET_CHILD_SUBREAPER)"))?;
         set_child_subreaper(Some(getpid())).map_err(Error::io("prctl(PR_SET_CHILD_SUBREAPER)"))?;
-        let adopted = self.succeed(executable, interrupt);
+        let adopted = self.await_successor(executable, interrupt);
         set_child_subreaper(was).map_err(Error::io("prctl(PR_SET_CHILD_SUBREAPER)"))?;
         adopted
     }
 
-    fn succeed(&mut self, executable: &Path, interrupt: Interrupt<'_>) -> Result<bool, Error> {
+    fn await_successor(&mut self, executable: &Path, interrupt: Interrupt<'_>) -> Result<bool, Error> {
         match self.connection.send(&ToZygote::Proceed, &[]) {
             // What ended it is found by the caller of this.
             Err(ChannelError::Io(Errno::PIPE | Errno::CONNRESET)) => return Ok(false),
@@ -230,7 +230,7 @@ impl Youth {
     }
 
     /// Why a zygote ended without a word.
-    fn obituary(&mut self, executable: PathBuf) -> StartError {
+    fn why_it_ended(&mut self, executable: PathBuf) -> StartError {
         let status =
             self.process.take().and_then(|process| process.end_within(CLOSE_PATIENCE)).unwrap_or(Status(0));
         match (self.importing.take(), self.errors.take()) {

@@ -1,6 +1,6 @@
 //! The zygote's side: from its first line to the children it clones.
 //!
-//! Who runs this: a Python interpreter that the caller started, with the caller's rights and none of its secrets. [`Boot`] is its youth,
+//! Who runs this: a Python interpreter that the caller started, with the caller's rights and none of its secrets. [`Boot`] is its start,
 //! while it imports; [`Zygote`] its life as a single-threaded process that clones itself. It is copied into every child, so it learns
 //! nothing about any of them.
 
@@ -209,7 +209,7 @@ impl Boot {
         self.watchdog.watch(pidfd.as_fd()).map_err(ZygoteError::io(doing))
     }
 
-    /// Ends the youth: hides what children may not see, says that it is ready, and is a zygote.
+    /// Ends the start: hides what children may not see, says that it is ready, and is a zygote.
     ///
     /// # Errors
     ///
