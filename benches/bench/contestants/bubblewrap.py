@@ -11,7 +11,7 @@ from ..environments import UnavailableError
 from . import Running
 
 SANDBOX = (
-    *("--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--tmpfs", "/tmp", "--unshare-all"),
+    *("--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--unshare-all"),
     *("--cap-drop", "ALL", "--new-session", "--die-with-parent"),
 )
 
