@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -97,8 +98,12 @@ def run(client: pyspawner.Client, source: str, *, stdin: bytes = b"", **options:
 
 def children_of_this_process() -> set[int]:
     """Every living or unreaped child, of any thread."""
-    tasks = Path("/proc/self/task").glob("*/children")
-    return {int(pid) for task in tasks for pid in task.read_text().split()}
+    found: set[int] = set()
+    for task in Path("/proc/self/task").glob("*/children"):
+        # A thread that ends meanwhile leaves its children to another one.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found.update(map(int, task.read_text().split()))
+    return found
 
 
 def open_descriptors() -> dict[int, str]:
