@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import time
 
 import pytest
@@ -13,6 +14,11 @@ from support import children_of_this_process, open_descriptors
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--forbid-skips", action="store_true", help="a test that skips itself fails the run")
+
+
+def pytest_sessionstart() -> None:
+    # A shell that runs the tests in the background lets them ignore Ctrl-C, which some of them send.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
