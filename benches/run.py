@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from bench import contestants, environments, harness, report, workloads
+from bench import contestants, environments, harness, layers, report, workloads
 
 QUICK_RUNS = 10
 
@@ -31,17 +31,19 @@ def main() -> int:
 
     facts = report.machine()
     facts["load average before"] = round(os.getloadavg()[0], 1)
+    runs = QUICK_RUNS if options.quick else options.runs
     results = harness.measure(
         contestants.ENTRIES,
         tuple(workloads.WORKLOADS),
-        QUICK_RUNS if options.quick else options.runs,
+        runs,
         lambda text: print(text, file=sys.stderr, flush=True),
     )
     facts["load average after"] = round(os.getloadavg()[0], 1)
-    text = report.markdown(results, facts)
+    parts = layers.measure(runs)
+    text = report.markdown(results, layers.markdown(parts), facts)
     print(text, end="")
     if options.write:
-        report.write(options.write, results, facts, text)
+        report.write(options.write, results, parts, facts, text)
     failed = report.errors(results)
     for name, reason in failed.items():
         print(f"error: {name}: {reason}", file=sys.stderr)

@@ -24,7 +24,8 @@ _NUMBERS: dict[str, tuple[int, int | None]] = {
     "acct": (163, 89), "add_key": (248, 217), "adjtimex": (159, 171), "bpf": (321, 280), "capset": (126, 91),
     "chroot": (161, 51), "clock_adjtime": (305, 266), "clock_settime": (227, 112), "clone": (56, 220),
     "clone3": (435, 435), "connect": (42, 203), "delete_module": (176, 106), "fanotify_init": (300, 262),
-    "fanotify_mark": (301, 263), "finit_module": (313, 273), "fsconfig": (431, 431), "fsmount": (432, 432),
+    "fanotify_mark": (301, 263), "file_setattr": (469, 469), "finit_module": (313, 273),
+    "fsconfig": (431, 431), "fsmount": (432, 432),
     "fsopen": (430, 430), "fspick": (433, 433), "get_mempolicy": (239, 236), "init_module": (175, 105),
     "io_uring_enter": (426, 426), "io_uring_register": (427, 427), "io_uring_setup": (425, 425),
     "ioctl": (16, 29), "ioperm": (173, None), "iopl": (172, None), "ioprio_set": (251, 30),
@@ -32,7 +33,7 @@ _NUMBERS: dict[str, tuple[int, int | None]] = {
     "listmount": (458, 458), "mbind": (237, 235), "migrate_pages": (256, 238), "mknodat": (259, 33),
     "modify_ldt": (154, None), "mount": (165, 40), "mount_setattr": (442, 442), "move_mount": (429, 429),
     "move_pages": (279, 239), "mq_open": (240, 180), "name_to_handle_at": (303, 264),
-    "open_by_handle_at": (304, 265), "open_tree": (428, 428), "perf_event_open": (298, 241),
+    "open_by_handle_at": (304, 265), "open_tree": (428, 428), "open_tree_attr": (467, 467), "perf_event_open": (298, 241),
     "personality": (135, 92), "pidfd_getfd": (438, 438), "pidfd_open": (434, 434),
     "pidfd_send_signal": (424, 424), "pivot_root": (155, 41), "prctl": (157, 167), "prlimit64": (302, 261),
     "process_madvise": (440, 440), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
@@ -364,11 +365,116 @@ GREED: dict[str, Callable[[], int]] = {
     "an alarm that wakes the machine": lambda: call("timerfd_create", 9, 0),
 }
 
+
+def _map_shared(path: str) -> int:
+    """Map a file so that what is written to the memory is written to it."""
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except OSError:
+        # Perhaps the mapping is looked at less closely than the opening.
+        descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with mmap.mmap(descriptor, 1, prot=mmap.PROT_READ | mmap.PROT_WRITE) as memory:
+            memory[0:1] = b"x"
+    finally:
+        os.close(descriptor)
+    return 0
+
+
+def _set_flags(path: str) -> int:
+    """FS_IOC_SETFLAGS of ioctl_iflags(2): no dumps of this file."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return call("ioctl", descriptor, 0x4008_6602, _words(0x40))
+    finally:
+        os.close(descriptor)
+
+
+def _make_socket(path: str) -> int:
+    import socket
+
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+    return 0
+
+
+# What changes a directory, or the file of mode 0666 in it; there are also "other", a file, and "inner", an empty directory.
+ON_FILES: dict[str, Callable[[str], int | None]] = {
+    "write to a file": lambda at: _write(f"{at}/file", "x"),
+    "append to a file": lambda at: os.open(f"{at}/file", os.O_WRONLY | os.O_APPEND),
+    "truncate a file": lambda at: os.truncate(f"{at}/file", 0),
+    "truncate a file that is opened for reading": lambda at: os.open(f"{at}/file", os.O_RDONLY | os.O_TRUNC),
+    "map a file for writing": lambda at: _map_shared(f"{at}/file"),
+    "change a mode": lambda at: os.chmod(f"{at}/file", 0o600),
+    "change an owner": lambda at: os.chown(f"{at}/file", os.getuid(), os.getgid()),
+    "change the times": lambda at: os.utime(f"{at}/file"),
+    "set an extended attribute": lambda at: os.setxattr(f"{at}/file", "user.new", b"x"),
+    "set a flag": lambda at: _set_flags(f"{at}/file"),
+    # No dumps of this file, as above.
+    "set a flag by path": lambda at: call(
+        "file_setattr", AT_FDCWD, f"{at}/file".encode(), _words(0x80, 0, 0), 24, 0
+    ),
+    "create a file": lambda at: os.open(f"{at}/new", os.O_CREAT | os.O_WRONLY),
+    "create a file without a name": lambda at: os.open(at, os.O_TMPFILE | os.O_WRONLY),
+    "make a directory": lambda at: os.mkdir(f"{at}/new"),
+    "make a symbolic link": lambda at: os.symlink("file", f"{at}/new"),
+    "make a hard link": lambda at: os.link(f"{at}/file", f"{at}/new"),
+    "make a pipe": lambda at: os.mkfifo(f"{at}/new"),
+    "make a socket": lambda at: _make_socket(f"{at}/new"),
+    "make a whiteout": lambda at: call("mknodat", AT_FDCWD, f"{at}/new".encode(), 0o20666, 0),
+    "rename": lambda at: os.rename(f"{at}/file", f"{at}/new"),
+    "rename over another": lambda at: os.rename(f"{at}/file", f"{at}/other"),
+    "remove a file": lambda at: os.unlink(f"{at}/file"),
+    "remove a directory": lambda at: os.rmdir(f"{at}/inner"),
+}
+
+
+def _path_socket(path: str) -> int:
+    """Connect to a unix socket that has a path."""
+    descriptor = call("socket", 1, SOCK_STREAM, 0)
+    address = b"\x01\0" + path.encode()
+    return call("connect", descriptor, address + b"\0", len(address) + 1)
+
+
+def _lease(path: str) -> int:
+    """Hold up everybody who opens the file for writing; F_SETLEASE of fcntl(2)."""
+    import fcntl
+
+    return fcntl.fcntl(os.open(path, os.O_RDONLY), 1024, fcntl.F_RDLCK)
+
+
+def _credit_entropy(path: str) -> int:
+    """RNDADDTOENTCNT of random(4), by no bits."""
+    return call("ioctl", os.open(path, os.O_RDONLY), 0x4004_5201, (ctypes.c_int * 1)(0))
+
+
+def _mounts_of(namespace: int) -> int:
+    """How many mounts there are in the mount namespace of this number; listmount(2)."""
+    request = _words(32, 2**64 - 1, 0, namespace)
+    return call("listmount", request, _words(*[0] * 64), 64, 0)
+
+
+def _watch_filesystem(path: str) -> int:
+    """FAN_REPORT_FID and FAN_MARK_ADD | FAN_MARK_FILESYSTEM of fanotify_mark(2), for FAN_OPEN."""
+    group = call("fanotify_init", 0x200, 0)
+    return group if group < 0 else call("fanotify_mark", group, 0x101, 0x20, AT_FDCWD, path.encode())
+
+
 OTHERS: dict[str, Callable[..., int]] = {
     "open": lambda path: os.open(path, os.O_RDONLY),
     "open for writing": lambda path: os.open(path, os.O_WRONLY),
     "write": _write,
     "connect to an abstract socket": _abstract_socket,
+    "connect to a socket by path": _path_socket,
+    "take a lease": _lease,
+    "credit entropy": _credit_entropy,
+    "list the mounts of a namespace": _mounts_of,
+    "watch a filesystem": _watch_filesystem,
+    # FAN_CLASS_CONTENT: to be asked for permission to open.
+    "decide on openings": lambda: call("fanotify_init", 4, 0),
+    "make a device node": lambda path, mode, device: call("mknodat", AT_FDCWD, path.encode(), mode, device),
+    "open a file handle": lambda where, handle: call("open_by_handle_at", where, handle, 0),
+    "mount a filesystem": lambda kind, target: call("mount", b"none", target.encode(), kind.encode(), 0, 0),
     "attach to shared memory": lambda key: call("shmget", key, 0, 0),
     # NS_GET_PARENT of ioctl_nsfs(2).
     "open the namespace above": lambda path: call("ioctl", os.open(path, os.O_RDONLY), 0xB702, 0),
@@ -384,14 +490,23 @@ OTHERS: dict[str, Callable[..., int]] = {
     ),
 }
 
-ATTACKS: dict[str, Callable[..., int]] = {
+ATTACKS: dict[str, Callable[..., int | None]] = {
     **SYSTEM_CALLS,
     **{f"{name} of a process": attack for name, attack in ON_A_PROCESS.items()},
+    **ON_FILES,
     **GREED,
     **OTHERS,
 }
 
 PLACES = ("first thread", "second thread", "after exec")
+
+
+def answer(attack: str, *arguments: object) -> int:
+    """Attack. The result, or the errno as a negative number."""
+    try:
+        return ATTACKS[attack](*arguments) or 0
+    except OSError as error:
+        return -(error.errno or 0)
 
 
 def attempt(attack: str, *arguments: object, place: str = PLACES[0]) -> None:
@@ -405,11 +520,7 @@ def attempt(attack: str, *arguments: object, place: str = PLACES[0]) -> None:
     elif place == "after exec":
         os.execv(sys.executable, command(attack, *arguments))
     else:
-        try:
-            answer = ATTACKS[attack](*arguments)
-        except OSError as error:
-            answer = -(error.errno or 0)
-        print(answer, flush=True)
+        print(answer(attack, *arguments), flush=True)
 
 
 def command(attack: str, *arguments: object) -> list[str]:

@@ -137,8 +137,8 @@ def attack_outside(name: str, *arguments: object) -> int:
 
 @contextmanager
 def visible_directory() -> Iterator[Path]:
-    """Make a directory that everybody may enter and read, unlike pytest's."""
-    with tempfile.TemporaryDirectory(prefix="pyspawner-test-", dir="/var/tmp") as name:
+    """Make a directory that children see: everybody may enter and read it, and it is where hosts keep nothing private."""
+    with tempfile.TemporaryDirectory(prefix="pyspawner-test-", dir="/srv") as name:
         Path(name).chmod(0o755)
         yield Path(name)
 

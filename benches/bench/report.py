@@ -95,8 +95,8 @@ def machine() -> dict[str, Any]:
     }
 
 
-def markdown(results: Results, facts: dict[str, Any]) -> str:
-    """Return the whole report."""
+def markdown(results: Results, parts: Sequence[str], facts: dict[str, Any]) -> str:
+    """Return the whole report; ``parts`` are lines on what a spawn is made of."""
     lines = ["# Benchmarks", "", *_headline(results)]
     lines += [
         "Times in milliseconds, of one run in which all contestants took turns. Every spawn is cold: a new",
@@ -106,6 +106,7 @@ def markdown(results: Results, facts: dict[str, Any]) -> str:
     for workload, by_contestant in results.items():
         for figure, title in FIGURES.items():
             lines += ["", f"## {workload}, {title}", "", *_table(rows(by_contestant, figure))]
+    lines += ["", *parts]
     failed = errors(results)
     if failed:
         lines += ["", "## Errors"]
@@ -147,7 +148,9 @@ def _table(table: Sequence[Row]) -> list[str]:
     return lines
 
 
-def write(directory: Path, results: Results, facts: dict[str, Any], text: str) -> None:
+def write(
+    directory: Path, results: Results, parts: dict[str, float], facts: dict[str, Any], text: str
+) -> None:
     """Write ``benchmarks.json``, with every sample, and ``benchmarks.md``."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "benchmarks.md").write_text(text)
@@ -164,6 +167,7 @@ def write(directory: Path, results: Results, facts: dict[str, Any], text: str) -
             }
             for workload, by_contestant in results.items()
         },
+        "parts of a spawn": {name: round(microseconds) for name, microseconds in parts.items()},
     }
     (directory / "benchmarks.json").write_text(_json(document) + "\n")
 

@@ -7,20 +7,35 @@ use pyspawner::config::OPTIONAL_LAYERS;
 use pyspawner::error::{Failure, Step};
 use pyspawner::layer::Layer;
 use pyspawner::protocol::{
-    ChildNetwork, FromZygote, Message, Order, Orders, Report, Spawn, Start, ToZygote, Watch, encode,
+    ChildNetwork, Filesystem, FromZygote, Message, MountOrder, Order, Orders, Report, Spawn, Start, ToZygote, View, Watch, encode,
 };
 
 fn main() {
     let failure = Failure::new(Layer::Network, Step::CreateVeth, 1);
+    let filesystems = [
+        Filesystem::Tree { number: 1, is_directory: true },
+        Filesystem::Sent,
+        Filesystem::Tmpfs { size_bytes: 4096, max_inodes: 10 },
+        Filesystem::Overlay { size_bytes: None },
+        Filesystem::Proc,
+        Filesystem::Dev { ptmx: true },
+    ];
+    let view = View {
+        chroot: true,
+        proc: true,
+        mounts: filesystems.map(|filesystem| MountOrder { target: c"/a".into(), filesystem }).into(),
+    };
     let orders = Orders {
         process_name: Some("name".into()),
-        chroot: true,
+        working_dir: Some(c"/".into()),
+        view: Some(view),
         network: Some(ChildNetwork {
             interface: "veth".into(),
             address: [10, 0, 0, 2],
             gateway: [10, 0, 0, 1],
         }),
         optional_layers: OPTIONAL_LAYERS.into(),
+        landlock_abi: 7,
     };
     let start = Start {
         caller: 1,
@@ -30,7 +45,7 @@ fn main() {
     };
     let threads = vec![("a".into(), vec!["b".into()])];
     write(0, &ToZygote::Proceed, &[ToZygote::Start(start)]);
-    write(1, &Spawn { chroot: false }, &[Spawn { chroot: true }]);
+    write(1, &Spawn { trees: 0, namespaces: false }, &[Spawn { trees: 2, namespaces: true }]);
     write(
         2,
         &FromZygote::HandOver,
@@ -47,9 +62,9 @@ fn main() {
         4,
         &Report::Born,
         &[
-            Report::Spawned { pid: 300, first_id: 65_536 },
+            Report::Spawned { pid: 300, first_id: Some(65_536) },
             Report::NotSpawned { failure, pid: Some(300) },
-            Report::Entered { layers: OPTIONAL_LAYERS.into() },
+            Report::Entered { layers: OPTIONAL_LAYERS.map(|layer| (layer, 300)).into() },
             Report::Failed(failure),
         ],
     );

@@ -1,6 +1,7 @@
 //! Every message that fits a frame comes back as it was; cut short, prolonged or damaged, it is a message or a typed error.
 #![no_main]
 
+use std::ffi::CString;
 use std::fmt::Debug;
 
 use libfuzzer_sys::arbitrary::{Result, Unstructured};
@@ -9,7 +10,7 @@ use pyspawner::config::OPTIONAL_LAYERS;
 use pyspawner::error::{Failure, Step};
 use pyspawner::layer::Layer;
 use pyspawner::protocol::{
-    ChildNetwork, FromZygote, Message, Order, Orders, ProtocolError, Report, Spawn, Start, ToZygote, Watch,
+    ChildNetwork, Filesystem, FromZygote, Message, MountOrder, Order, Orders, ProtocolError, Report, Spawn, Start, ToZygote, View, Watch,
 };
 use pyspawner::protocol::{decode, encode};
 
@@ -21,7 +22,7 @@ fuzz_target!(|input: &[u8]| {
 fn try_one(input: &mut Unstructured<'_>) -> Result<()> {
     match input.int_in_range(0..=5)? {
         0 => to_zygote(input).and_then(|message| check(&message, input)),
-        1 => check(&Spawn { chroot: input.arbitrary()? }, input),
+        1 => check(&Spawn { trees: input.arbitrary()?, namespaces: input.arbitrary()? }, input),
         2 => from_zygote(input).and_then(|message| check(&message, input)),
         3 => order(input).and_then(|message| check(&message, input)),
         4 => report(input).and_then(|message| check(&message, input)),
@@ -121,10 +122,36 @@ fn order(input: &mut Unstructured<'_>) -> Result<Order> {
     };
     Ok(Order::Enter(Orders {
         process_name: optional(input, text)?,
-        chroot: input.arbitrary()?,
+        working_dir: optional(input, path)?,
+        view: optional(input, view)?,
         network: optional(input, network)?,
         optional_layers: list(input, layer)?,
+        landlock_abi: input.arbitrary()?,
     }))
+}
+
+fn path(input: &mut Unstructured<'_>) -> Result<CString> {
+    let bytes: Vec<u8> = list(input, |input| input.int_in_range(1..=255))?;
+    Ok(CString::new(bytes).unwrap_or_default())
+}
+
+fn view(input: &mut Unstructured<'_>) -> Result<View> {
+    let mount = |input: &mut Unstructured<'_>| {
+        let filesystem = match input.int_in_range(0..=5)? {
+            0 => Filesystem::Tree { number: input.arbitrary()?, is_directory: input.arbitrary()? },
+            1 => Filesystem::Sent,
+            2 => Filesystem::Tmpfs { size_bytes: input.arbitrary()?, max_inodes: input.arbitrary()? },
+            3 => Filesystem::Overlay { size_bytes: input.arbitrary()? },
+            4 => Filesystem::Proc,
+            _ => Filesystem::Dev { ptmx: input.arbitrary()? },
+        };
+        Ok(MountOrder { target: path(input)?, filesystem })
+    };
+    Ok(View {
+        chroot: input.arbitrary()?,
+        proc: input.arbitrary()?,
+        mounts: list(input, mount)?,
+    })
 }
 
 fn report(input: &mut Unstructured<'_>) -> Result<Report> {
@@ -132,7 +159,7 @@ fn report(input: &mut Unstructured<'_>) -> Result<Report> {
         0 => Report::Born,
         1 => Report::Spawned { pid: input.arbitrary()?, first_id: input.arbitrary()? },
         2 => Report::NotSpawned { failure: failure(input)?, pid: input.arbitrary()? },
-        3 => Report::Entered { layers: list(input, layer)? },
+        3 => Report::Entered { layers: list(input, |input| Ok((layer(input)?, input.arbitrary()?)))? },
         _ => Report::Failed(failure(input)?),
     })
 }

@@ -25,17 +25,26 @@ from pyspawner._errors import (
     ZygoteDiedError,
     ZygoteStartError,
 )
+from pyspawner._mounts import Bind, Dev, Mount, Overlay, Proc, Tmpfs
 from pyspawner._native import __version__
+from pyspawner._results import open_beneath
 
 __all__ = [
+    "Bind",
     "ChildProcess",
     "Client",
+    "Dev",
     "InsecureSandboxWarning",
+    "Mount",
     "NetlinkError",
     "NetworkConfig",
+    "Overlay",
+    "Proc",
     "SandboxConfig",
     "SandboxError",
+    "Tmpfs",
     "ZygoteDiedError",
     "ZygoteStartError",
     "__version__",
+    "open_beneath",
 ]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from pyspawner import _native
 from pyspawner._config import SandboxConfig
 from pyspawner._errors import InsecureSandboxWarning
+from pyspawner._mounts import Mount
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -161,6 +162,9 @@ class Client:
         # Of any type at run time, whatever the annotation says.
         if not isinstance(sandbox_config, SandboxConfig):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"sandbox_config must be a SandboxConfig, not {sandbox_config!r}")
+        if isinstance(sandbox_config.mounts, Mount):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"mounts must be a tuple, such as ({sandbox_config.mounts!r},)")
+        mounts = [_to_native(index, mount) for index, mount in enumerate(sandbox_config.mounts)]
         if isinstance(sandbox_config.skip_sandbox_except, str):
             raise TypeError("skip_sandbox_except must be a frozenset of layer names, not a string")
         native = self._open()
@@ -172,11 +176,16 @@ class Client:
                 InsecureSandboxWarning,
                 stacklevel=2,
             )
-        chroot_dir, network = sandbox_config.chroot_dir, sandbox_config.network
+        network = sandbox_config.network
         handle, stdin, stdout, stderr = native.spawn(
             pickled,
             process_name=process_name,
-            chroot_dir=None if chroot_dir is None else Path(chroot_dir),
+            chroot_dir=_path(sandbox_config.chroot_dir),
+            mounts=mounts,
+            working_dir=_path(sandbox_config.working_dir),
+            proc=sandbox_config.proc,
+            namespaces=sandbox_config.namespaces,
+            max_landlock_abi=sandbox_config.max_landlock_abi,
             network=network
             and (
                 network.kernel_veth_name,
@@ -227,6 +236,23 @@ class Client:
         if is_open and not sys.is_finalizing():
             warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
             self.close()
+
+
+def _to_native(index: int, mount: Mount) -> _native.Mount:
+    # Of any type at run time, whatever the annotation says.
+    if not isinstance(mount, Mount):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"mounts[{index}] must be one of Bind, Tmpfs, Overlay, Proc and Dev, not {mount!r}")
+    try:
+        return mount.to_native()
+    except (TypeError, ValueError) as error:
+        # Which argument it was may be in a note.
+        what = ", ".join([str(error), *getattr(error, "__notes__", [])])
+        raise type(error)(f"mounts[{index}]: {what}") from None
+
+
+def _path(path: Path | None) -> Path | None:
+    """Be as lenient as ``open()``: a string is a path too."""
+    return None if path is None else Path(path)
 
 
 def _bootstrap_arguments() -> list[str]:

@@ -6,6 +6,9 @@ from typing import final
 
 __version__: str
 
+def open_beneath(directory: str | PathLike[str], path: str | PathLike[str]) -> int:
+    """Open a regular file below a directory for reading, and return its descriptor."""
+
 @final
 class Client:
     """A running zygote."""
@@ -26,6 +29,11 @@ class Client:
         *,
         process_name: str | None,
         chroot_dir: str | PathLike[str] | None,
+        mounts: list[Mount],
+        working_dir: str | PathLike[str] | None,
+        proc: bool,
+        namespaces: bool,
+        max_landlock_abi: int | None,
         network: tuple[str, str, str, str] | None,
         skip_sandbox_except: list[str],
     ) -> tuple[Child, int, int, int]:
@@ -39,6 +47,26 @@ class Client:
     def threads(self) -> list[tuple[str, list[str]]]: ...
 
 @final
+class Mount:
+    """Something to be mounted in a child's root."""
+
+    @staticmethod
+    def bind(source: str | PathLike[str], target: str | PathLike[str], writable: bool) -> Mount: ...
+    @staticmethod
+    def tmpfs(target: str | PathLike[str], size_bytes: int, max_inodes: int) -> Mount: ...
+    @staticmethod
+    def overlay(
+        target: str | PathLike[str],
+        size_bytes: int,
+        lower: str | PathLike[str] | None,
+        upper: str | PathLike[str] | None,
+    ) -> Mount: ...
+    @staticmethod
+    def proc(target: str | PathLike[str]) -> Mount: ...
+    @staticmethod
+    def dev(target: str | PathLike[str], ptmx: bool) -> Mount: ...
+
+@final
 class Child:
     """A running child."""
 
@@ -46,6 +74,8 @@ class Child:
     def pid(self) -> int: ...
     @property
     def layers(self) -> list[tuple[str, str]]: ...
+    @property
+    def layer_nanoseconds(self) -> list[tuple[str, int]]: ...
     def kill(self) -> None: ...
     def wait(self, options: int) -> tuple[int, int]: ...
 

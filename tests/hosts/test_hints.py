@@ -5,10 +5,10 @@ Each host is a caller of its own that puts the obstacle in its own way.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import functools
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,17 @@ import pytest
 import support
 
 PLAIN = "SANDBOX"
+WITHOUT_PROC = "pyspawner.SandboxConfig(proc=False)"
 IN_A_ROOT = "pyspawner.SandboxConfig(chroot_dir=directory)"
+WITH_MOUNTS = """pyspawner.SandboxConfig(working_dir="/x/home", mounts=(
+    pyspawner.Tmpfs("/tmp/first"),
+    pyspawner.Bind(directory, "/x", writable=True),
+    pyspawner.Overlay("/tmp/second", lower=directory),
+    pyspawner.Bind("/etc/passwd", directory / "missing" / "passwd"),
+))"""
 WITH_A_NETWORK = "pyspawner.SandboxConfig(network=pyspawner.NetworkConfig())"
 WITHOUT_SECCOMP = "only('drop_capabilities', 'setuid', 'no_new_privs')"
-# What the view of the host is made with, where a module lies below a directory that is closed to strangers.
+# Where a module lies below a directory that is closed to strangers.
 A_CLOSED_HOME = "sys.path.append(str(directory / 'home' / 'modules'))"
 
 OWN_NETWORK = ("unshare", "--net")
@@ -53,6 +60,8 @@ class Host:
     """Or another sandbox, which it is not in the way of."""
 
     error: str = "SandboxError"
+    index: int | None = None
+    """Of ``mounts``, the one that it is about."""
 
 
 def refused(
@@ -61,6 +70,13 @@ def refused(
     name = f"{call} is {errno.errorcode[answer]}{why}"
     obstacle = f"{prelude}\nobstacles.refuse({answer}, {call!r})"
     return Host(name, layer, answer, remedy, obstacle, **more)
+
+
+def mistaken(name: str, answer: int, *remedy: str, mount: str, obstacle: str = "", **more: Any) -> Host:
+    """A caller that asks for a mount that cannot be. Its next child is one without."""
+    sandbox = f"pyspawner.SandboxConfig(mounts=(pyspawner.Tmpfs('/tmp/first'), pyspawner.{mount}))"
+    # Which one of them it is stands in the text.
+    return Host(name, "mounts", answer, remedy, obstacle, sandbox=sandbox, other=PLAIN, index=1, **more)
 
 
 def limited(kind: str, layer: str = "namespaces") -> Host:
@@ -95,17 +111,16 @@ HOSTS = [
         "a plain Docker container", "mounts", errno.EPERM, (*DOCKER, "--cap-add SYS_ADMIN"), PLAIN_CONTAINER
     ),
     refused("keyctl", errno.EPERM, "session", *DOCKER, "keyctl"),
-    refused("pivot_root", errno.EPERM, "mounts", *MOUNTING, sandbox=IN_A_ROOT, other=PLAIN),
-    refused("umount2", errno.EPERM, "mounts", *MOUNTING, sandbox=IN_A_ROOT, other=PLAIN),
     refused("unshare", errno.EPERM, "mounts", "CAP_SYS_ADMIN"),
-    refused("mount", errno.EPERM, "mounts", *MOUNTING),
-    refused(
-        "open_tree", errno.EPERM, "mounts", *MOUNTING, prelude=A_CLOSED_HOME, sandbox=IN_A_ROOT, why=", root"
-    ),
     *[
         refused(call, errno.EPERM, "mounts", *MOUNTING, prelude=A_CLOSED_HOME)
-        for call in ("open_tree", "move_mount", "mount_setattr")
+        for call in ("mount", "umount2", "pivot_root", "open_tree", "move_mount", "mount_setattr")
     ],
+    *[
+        refused(call, errno.EPERM, "mounts", *MOUNTING, sandbox=IN_A_ROOT, why=", root")
+        for call in ("mount", "umount2", "pivot_root", "open_tree", "move_mount", "mount_setattr")
+    ],
+    refused("fsopen", errno.EPERM, "mounts", *MOUNTING, sandbox=WITHOUT_PROC, other=IN_A_ROOT),
     refused("seccomp", errno.EPERM, "seccomp", *PROFILE, other=WITHOUT_SECCOMP),
     refused("seccomp", errno.EINVAL, "seccomp", "CONFIG_SECCOMP_FILTER", other=WITHOUT_SECCOMP),
     refused("seccomp", errno.ENOSYS, "seccomp", "CONFIG_SECCOMP_FILTER", other=WITHOUT_SECCOMP),
@@ -120,14 +135,6 @@ HOSTS = [
         "net_admin", "network", wrapper=OWN_NETWORK, sandbox=WITH_A_NETWORK, other=PLAIN, error="NetlinkError"
     ),
     Host(
-        "an ordinary user",
-        "id_map",
-        errno.EPERM,
-        ("root", "CAP_SETUID", "CAP_SETGID", "CAP_SYS_ADMIN"),
-        # The host's root under another name, so that it can read whatever the tests lie in.
-        "obstacles.enter_user_namespace('1000 0 1')",
-    ),
-    Host(
         "a container that has been given 65,536 ids",
         "id_map",
         errno.EPERM,
@@ -135,14 +142,136 @@ HOSTS = [
         "obstacles.enter_user_namespace('0 0 65536')",
     ),
 ]
+
+# The caller's mounts are its own.
+OWN_MOUNTS = ("unshare", "--mount")
+# As a container's root is, by default.
+AN_OVERLAY = """
+make = 'cd "$1" && mkdir place && mount -t tmpfs none place && cd place && mkdir lower upper work merged && ' \\
+    'mount -t overlay -o lowerdir=lower,upperdir=upper,workdir=work none merged'
+subprocess.run(["sh", "-c", make, "sh", directory], check=True)
+"""
+# As containers have it. A user namespace that is made after that cannot lift the cover.
+MASK_PROC = 'subprocess.run(["mount", "--bind", "/dev/null", "/proc/timer_list"], check=True)'
+A_MASKED_PROC = f"""
+{MASK_PROC}
+{IN_A_USER_NAMESPACE}
+assert attacks.call("unshare", attacks.NEWNS) == 0
+"""
+
+MISTAKES = [
+    mistaken("a source that is missing", errno.ENOENT, "does not exist", mount="Bind('/srv/missing', '/x')"),
+    mistaken(
+        "a lower that is missing", errno.ENOENT, "does not exist", mount="Overlay('/x', lower='/srv/missing')"
+    ),
+    mistaken(
+        "a source that is a symbolic link",
+        errno.ELOOP,
+        *("symbolic link", "os.path.realpath()"),
+        mount="Bind(directory / 'link', '/x')",
+        obstacle="(directory / 'link').symlink_to(directory)",
+    ),
+    mistaken(
+        "a lower that is a file",
+        errno.ENOTDIR,
+        "must be a directory",
+        mount="Overlay('/x', lower='/etc/passwd')",
+    ),
+    mistaken(
+        "an upper that is a symbolic link",
+        errno.ENOTDIR,
+        *("upper", "not a symbolic link"),
+        mount="Overlay('/x', lower=directory, upper=directory / 'link')",
+        obstacle="(directory / 'link').symlink_to(directory)",
+    ),
+    mistaken(
+        "a target below a file", errno.ENOTDIR, "target", "no directory", mount="Tmpfs('/etc/passwd/below')"
+    ),
+    mistaken(
+        "a target that is a link to something missing",
+        errno.EEXIST,
+        *("target", "symbolic link", "leads nowhere"),
+        mount="Tmpfs(directory / 'link')",
+        obstacle="(directory / 'link').symlink_to('missing')",
+    ),
+    mistaken(
+        "a target below a link that leads to itself",
+        errno.ELOOP,
+        *("target", "symbolic link", "leads nowhere"),
+        mount="Tmpfs(directory / 'link' / 'below')",
+        obstacle="(directory / 'link').symlink_to('link')",
+    ),
+    mistaken("a directory for a file", errno.ENOTDIR, "not of one kind", mount="Tmpfs('/etc/passwd')"),
+    mistaken("a file for a directory", errno.EISDIR, "not of one kind", mount="Bind('/etc/passwd', '/tmp')"),
+    mistaken(
+        "a missing target in a directory of many entries",
+        errno.E2BIG,
+        *("target is missing", "too many entries", "beforehand"),
+        mount="Tmpfs(directory / 'missing')",
+        obstacle="[(directory / str(number)).touch() for number in range(1025)]",
+    ),
+    mistaken(
+        "a writable bind of a filesystem that cannot map owners",
+        errno.EINVAL,
+        *("cannot map the owners", "writable Bind", "ext4", "overlayfs", "In Docker"),
+        mount="Bind(directory / 'place' / 'merged', '/x', writable=True)",
+        obstacle=AN_OVERLAY,
+        wrapper=OWN_MOUNTS,
+    ),
+    mistaken(
+        "a writable bind before Linux 5.12",
+        errno.ENOSYS,
+        *("writable Bind", "Linux 5.12"),
+        mount="Bind(directory, '/x', writable=True)",
+        obstacle=f"obstacles.refuse({errno.ENOSYS}, 'mount_setattr')",
+    ),
+    *[
+        mistaken(
+            f"an overlay before Linux 5.19, {errno.errorcode[answer]}",
+            answer,
+            *("Linux 5.19", "user attributes"),
+            mount="Overlay('/x', lower=directory)",
+            obstacle=f"obstacles.refuse_value({answer}, obstacles.FSCONFIG, 1, obstacles.FSCONFIG_SET_FLAG)",
+        )
+        for answer in (errno.EINVAL, errno.EPERM)
+    ],
+    *[
+        Host(
+            f"a working_dir that {what}",
+            "mounts",
+            answer,
+            ("working_dir must be a directory", "may enter"),
+            sandbox=f"pyspawner.SandboxConfig(working_dir={path})",
+            other=PLAIN,
+        )
+        for what, path, answer in [
+            ("is missing", "'/srv/missing'", errno.ENOENT),
+            ("is a file", "'/etc/passwd'", errno.ENOTDIR),
+            ("is closed", "directory / 'home'", errno.EACCES),
+        ]
+    ],
+]
+A_MASKED_CONTAINER = Host(
+    "a container with a masked /proc",
+    "mounts",
+    errno.EPERM,
+    ("systempaths=unconfined", "procMount: Unmasked", "SandboxConfig(proc=False)"),
+    A_MASKED_PROC,
+    OWN_MOUNTS,
+    other=WITHOUT_PROC,
+)
+HOSTS += [
+    A_MASKED_CONTAINER,
+    dataclasses.replace(A_MASKED_CONTAINER, name="a container with a masked /proc, root", other=IN_A_ROOT),
+]
+HOSTS += MISTAKES
 each_host = pytest.mark.parametrize("host", HOSTS, ids=lambda host: host.name)
 
 
 @functools.cache
 def what_happens(host: Host) -> dict[str, Any]:
     with support.visible_directory() as directory:
-        os.mkfifo(directory / "bell")
-        (directory / "bell").chmod(0o666)
+        (directory / "bell").touch()
         (directory / "home" / "modules").mkdir(parents=True)
         (directory / "home").chmod(0o700)
         source = f"""
@@ -170,6 +299,8 @@ def test_the_error_names_layer_errno_and_remedy_and_nothing_has_happened(host):
     assert not told["left behind"]
     assert {word: word in first["hint"] for word in host.remedy} == dict.fromkeys(host.remedy, True)
     assert host.layer in first["text"]
+    assert ("mounts[" in first["text"]) == (host.index is not None)
+    assert host.index is None or f"mounts[{host.index}]" in first["text"]
     assert first["text"].count(first["hint"]) == 1
     assert "\n" not in first["text"]
 
@@ -184,6 +315,24 @@ def test_the_next_spawn_works_or_says_the_same_again(host):
     assert not second["left behind"]
 
 
+# Many of them, and at once: now and then a child has ended before its caller looks.
+FAIL_OFTEN = """
+from concurrent.futures import ThreadPoolExecutor
+def fail(_):
+    try:
+        spawn(client, "", sandbox=pyspawner.SandboxConfig(working_dir=Path("/srv/missing")))
+    except pyspawner.SandboxError as error:
+        return error.layer, error.errno
+with ThreadPoolExecutor(3) as pool:
+    print(set(pool.map(fail, range(300))))
+"""
+
+
+def test_what_a_child_said_before_its_end_is_never_lost():
+    expected = {("mounts", errno.ENOENT)}
+    assert support.run_caller(FAIL_OFTEN) == f"{expected}\n"
+
+
 # The same callers without their obstacles.
 CONTROLS = [
     Host("plain", "", 0, ()),
@@ -191,6 +340,9 @@ CONTROLS = [
     Host("with a network", "", 0, (), wrapper=OWN_NETWORK, sandbox=WITH_A_NETWORK),
     Host("without seccomp", "", 0, (), sandbox=WITHOUT_SECCOMP),
     Host("home closed", "", 0, (), A_CLOSED_HOME),
+    Host("with mounts", "", 0, (), sandbox=WITH_MOUNTS),
+    # Root can see a whole one all the same.
+    Host("a masked /proc", "", 0, (), MASK_PROC, OWN_MOUNTS),
     Host("in a user namespace", "", 0, (), IN_A_USER_NAMESPACE),
     Host("without a capability that is not needed", "", 0, (), wrapper=without("sys_boot")),
     Host("a call refused that is not needed", "", 0, (), f"obstacles.refuse({errno.EPERM}, 'reboot')"),

@@ -137,12 +137,21 @@ def test_a_closed_home_and_a_mount_in_it_are_read_only_nosuid_nodev_for_good(dir
     assert_locked(on(kernel, source, **{name: str(path) for name, path in paths.items()}))
 
 
-def test_control_a_mount_in_an_open_directory_is_as_the_host_has_it(directory):
+@each_kernel_and_this
+def test_the_hosts_tree_and_a_mount_in_it_are_read_only_nosuid_nodev_for_good(directory, kernel):
     (directory / "inner").mkdir()
-    source = f"{MOUNT}\nprint(look([directory, below]))"
-    listing, _, below, _ = on(THIS_KERNEL, source, directory=str(directory), below=str(directory / "inner"))
+    source = f"{MOUNT}\nprint(look(['/', below]))"
+    assert_locked(on(kernel, source, below=str(directory / "inner")))
+
+
+def test_control_to_the_caller_the_same_mounts_are_open(directory):
+    (directory / "inner").mkdir()
+    below = str(directory / "inner")
+    paths = [f"{below}/a name\\with\nall", below]
+    listing, *mounts = on(THIS_KERNEL, f"{MOUNT}\nexec({LOOK!r})", below=below, paths=paths)
     assert listing == ["__init__.py", "a name\\with\nall"]
-    assert (below[0] & LOCKED, below[1]) == (0, None)
+    for flags, *answers in mounts:
+        assert (flags & LOCKED, *answers) == (0, None, 0, 0)
 
 
 def test_nothing_is_left_mounted_in_the_caller(directory):
@@ -231,6 +240,42 @@ with pyspawner.Client(child_main="support.run_source") as client:
     print(json.dumps([run(client, work).text for _ in range(2)]))
 """
     assert on(kernel, source, work=WORK) == ["['thread', 'program', 'asyncio']\n"] * 2
+
+
+WRITE = """
+import os
+for path in paths:
+    try:
+        open(os.path.join(path, "new"), "w").close()
+        print("written")
+    except OSError as error:
+        print(error.strerror)
+print(os.listdir(paths[0]))
+"""
+
+
+@each_kernel_and_this
+def test_a_child_gets_its_mounts_and_can_write_to_just_its_own(directory, kernel):
+    """A target is missing, so its parent is made anew, which is another place that must be closed."""
+    (directory / "source").mkdir()
+    (directory / "source" / "file").touch()
+    source = """
+mounts = (pyspawner.Bind(bound, target), pyspawner.Tmpfs(own))
+with pyspawner.Client(child_main="support.run_source") as client:
+    sandbox = pyspawner.SandboxConfig(mounts=mounts)
+    print(json.dumps(run(client, write, sandbox=sandbox, paths=[target, parent, own, "/tmp"]).text))
+"""
+    names = {
+        "bound": str(directory / "source"),
+        "target": str(directory / "missing" / "bound"),
+        "parent": str(directory / "missing"),
+        "own": str(directory / "own"),
+    }
+    *answers, listing = on(kernel, source, write=WRITE, **names).splitlines()
+    refusals = {os.strerror(errno.EROFS), os.strerror(errno.EACCES)}
+    assert set(answers[:2]) <= refusals
+    assert answers[2:] == ["written", "written"]
+    assert listing == "['file']"
 
 
 @each_kernel

@@ -46,26 +46,40 @@ for match in sorted(memory_search.search(rf"{''.join(halves)}-[a-z]+-\d\d\d\d".e
 
 ECHO = """
 import os, sys
-print(os.listdir("/")[0], sys.stdin.readline().strip(), of_args, sep="|")
+print(*sorted(os.listdir("/")), os.getcwd()[1:], sys.stdin.readline().strip(), of_args, sep="|")
 """
 
 
 def run_one_earlier_child(client: pyspawner.Client, directory: Path, number: int) -> None:
     """Put a marker into everything that a child is given, and see that it got there."""
-    chroot_dir = directory / marker("chroot", number)
-    (chroot_dir / marker("file", number)).mkdir(parents=True)
+
+    def named(kind: str) -> Path:
+        return directory / marker(kind, number)
+
+    for kind in ("chroot", "source", "lower"):
+        (named(kind) / marker("file", number)).mkdir(parents=True)
+    target, overlaid, own = ("/" + marker(kind, number) for kind in ("target", "overlaid", "tmpfs"))
+    sandbox = dataclasses.replace(
+        SANDBOX,
+        chroot_dir=named("chroot"),
+        mounts=(
+            pyspawner.Tmpfs(own),
+            pyspawner.Bind(named("source"), target),
+            pyspawner.Bind(named("source"), f"{own}/writable", writable=True),
+            pyspawner.Overlay(overlaid, lower=named("lower")),
+        ),
+        working_dir=Path(target),
+    )
     child = spawn(
-        client,
-        ECHO,
-        sandbox=dataclasses.replace(SANDBOX, chroot_dir=chroot_dir),
-        process_name=marker("name", number),
-        of_args=marker("args", number),
+        client, ECHO, sandbox=sandbox, process_name=marker("name", number), of_args=marker("args", number)
     )
     # It cannot have ended: it waits for its input.
     title = Path(f"/proc/{child.pid}/cmdline").read_bytes()
     outcome = communicate(child, marker("stdin", number).encode() + b"\n")
     assert title == marker("name", number).encode() + b"\0"
-    assert outcome.text == "|".join(marker(kind, number) for kind in ("file", "stdin", "args")) + "\n"
+    in_root = [marker(kind, number) for kind in ("file", "overlaid", "target", "tmpfs")]
+    others = [marker(kind, number) for kind in ("target", "stdin", "args")]
+    assert outcome.text == "|".join([*in_root, *others]) + "\n"
 
 
 @pytest.fixture(scope="module")
@@ -140,3 +154,13 @@ class TestControl:
     def test_proc_shows_a_child_its_own_name(self, file: str, experienced: pyspawner.Client) -> None:
         own = marker("name", 9999)
         assert PREFIX in run(experienced, f"print(open('/proc/self/{file}').read())", process_name=own).text
+
+    @pytest.mark.parametrize("file", ["mountinfo", "mounts"])
+    def test_proc_shows_a_child_its_own_mounts(self, file: str, experienced: pyspawner.Client) -> None:
+        mounts = (pyspawner.Tmpfs(f"/tmp/{marker('target', 9999)}"),)
+        shown = run(
+            experienced,
+            f"print(open('/proc/self/{file}').read())",
+            sandbox=dataclasses.replace(SANDBOX, mounts=mounts),
+        )
+        assert PREFIX in shown.text

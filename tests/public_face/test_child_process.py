@@ -176,6 +176,7 @@ def test_it_says_which_layers_are_on(client):
         "drop_capabilities",
         "setuid",
         "no_new_privs",
+        "landlock",
         "seccomp",
     ]
     assert child.layers["setuid"] == "uid and gid 1000"

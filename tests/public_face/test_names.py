@@ -9,6 +9,7 @@ import os
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,16 +19,23 @@ from pyspawner import _native, _platform
 
 def test_the_public_names_are_these():
     assert sorted(pyspawner.__all__) == [
+        "Bind",
         "ChildProcess",
         "Client",
+        "Dev",
         "InsecureSandboxWarning",
+        "Mount",
         "NetlinkError",
         "NetworkConfig",
+        "Overlay",
+        "Proc",
         "SandboxConfig",
         "SandboxError",
+        "Tmpfs",
         "ZygoteDiedError",
         "ZygoteStartError",
         "__version__",
+        "open_beneath",
     ]
     visible = {name for name in vars(pyspawner) if not name.startswith("_")}
     assert visible == {name for name in pyspawner.__all__ if not name.startswith("_")}
@@ -62,15 +70,68 @@ def test_the_configurations_are_those_of_1_0():
         "kernel_ipv4_address": "192.168.123.1",
         "child_ipv4_address": "192.168.123.2",
     }
-    assert dataclasses.asdict(pyspawner.SandboxConfig()) == {
-        "chroot_dir": None,
-        "network": None,
-        "skip_sandbox_except": frozenset(),
-    }
+    # In this order, which counts for who gives them by position; what is new comes after them.
+    assert list(dataclasses.asdict(pyspawner.SandboxConfig()).items())[:3] == [
+        ("chroot_dir", None),
+        ("network", None),
+        ("skip_sandbox_except", frozenset()),
+    ]
     config = pyspawner.SandboxConfig(Path("/x"), pyspawner.NetworkConfig("a", "b"), frozenset({"seccomp"}))
     assert hash(config) == hash(dataclasses.replace(config))
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.network = None  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_what_the_configuration_has_beside_that_is_this():
+    assert list(dataclasses.asdict(pyspawner.SandboxConfig()).items())[3:] == [
+        ("mounts", ()),
+        ("working_dir", None),
+        ("proc", True),
+        ("namespaces", True),
+        ("max_landlock_abi", None),
+    ]
+
+
+MIB = 1024 * 1024
+MOUNTS: list[tuple[Any, dict[str, object]]] = [
+    (
+        pyspawner.Bind("/source", "/target"),
+        {"source": "/source", "target": "/target", "writable": False},
+    ),
+    (
+        pyspawner.Tmpfs("/target"),
+        {"target": "/target", "size_bytes": 64 * MIB, "max_inodes": 16_384},
+    ),
+    (
+        pyspawner.Overlay(),
+        {"target": "/", "size_bytes": 64 * MIB, "lower": None, "upper": None},
+    ),
+    (pyspawner.Proc(), {"target": "/proc"}),
+    (pyspawner.Dev(), {"target": "/dev", "ptmx": False}),
+]
+
+
+@pytest.mark.parametrize(("mount", "fields"), MOUNTS, ids=[type(mount).__name__ for mount, _ in MOUNTS])
+def test_the_mounts_have_these_fields_and_defaults(mount, fields):
+    assert issubclass(type(mount), pyspawner.Mount)
+    assert list(dataclasses.asdict(mount).items()) == list(fields.items())
+    assert type(mount)(*fields.values()) == mount, "by position too"
+    assert hash(mount) == hash(dataclasses.replace(mount)), "a configuration that holds it can be hashed"
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        mount.target = "/elsewhere"
+
+
+def test_a_mount_of_no_kind_cannot_be_made():
+    with pytest.raises(TypeError, match="abstract"):
+        pyspawner.Mount()  # pyright: ignore[reportAbstractUsage]
+
+
+def test_the_shape_of_open_beneath():
+    parameters = inspect.signature(pyspawner.open_beneath).parameters.values()
+    assert [(p.name, p.default) for p in parameters] == [
+        ("directory", inspect.Parameter.empty),
+        ("relative_path", inspect.Parameter.empty),
+    ]
 
 
 def test_errors_are_os_errors_and_can_be_told_apart():
@@ -102,7 +163,12 @@ def test_the_stub_describes_the_native_module():
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
     }
     present = {name for name in vars(_native) if name == "__version__" or not name.startswith("_")}
-    assert classes.keys() | variables == present
+    functions = {node.name: node for node in stub.body if isinstance(node, ast.FunctionDef)}
+    assert classes.keys() | variables | functions.keys() == present
+    for name, node in functions.items():
+        assert [argument.arg for argument in node.args.args] == [
+            *inspect.signature(getattr(_native, name)).parameters
+        ]
     for name, node in classes.items():
         native = getattr(_native, name)
         assert members(node) == {member for member in vars(native) if not member.startswith("_")}
@@ -123,6 +189,8 @@ def test_every_public_name_has_a_docstring():
             for member, value in vars(thing).items():
                 if not member.startswith("_") and (inspect.isfunction(value) or isinstance(value, property)):
                     assert inspect.getdoc(value), f"{name}.{member}"
+        elif callable(thing):
+            assert inspect.getdoc(thing), name
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import pyspawner
 from support import communicate, run, spawn
 
-OPTIONAL = ["drop_capabilities", "setuid", "no_new_privs", "seccomp"]
+OPTIONAL = ["drop_capabilities", "setuid", "no_new_privs", "landlock", "seccomp"]
 ALWAYS = ["namespaces", "id_map", "network", "mounts", "session"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 
+import from_outside
 import pytest
 
 import attacks
@@ -130,17 +131,30 @@ def test_control_root_outside_can(name):
     assert attack_outside(name) >= 0
 
 
-@pytest.mark.parametrize("sandbox", [only(), SANDBOX], ids=["with all its own capabilities", "all layers"])
+# Landlock would forbid any writing to /proc.
+ALL_BUT_LANDLOCK = only("drop_capabilities", "setuid", "no_new_privs", "seccomp")
+
+
+@pytest.mark.parametrize(
+    "sandbox",
+    [only(), ALL_BUT_LANDLOCK],
+    ids=["with all its own capabilities", "all layers but landlock"],
+)
 @pytest.mark.parametrize(
     ("name", "settings", "refusal"),
     [
         ("limit open files", ([128], [256]), errno.EPERM),
-        ("write", (["/proc/self/oom_score_adj", "500"], ["/proc/self/oom_score_adj", "-1"]), errno.EACCES),
+        ("write", (["/mnt/self/oom_score_adj", "500"], ["/mnt/self/oom_score_adj", "-1"]), errno.EACCES),
     ],
     ids=["limits", "oom_score_adj"],
 )
 def test_a_child_can_limit_itself_and_not_take_it_back(client, name, settings, refusal, sandbox):
-    source = "import attacks; [attacks.attempt(name, *setting) for setting in settings]"
-    down, up = support.run(client, source, sandbox=sandbox, name=name, settings=settings).text.split()
+    """In a ``/proc`` that can be written to, as a child's own cannot."""
+    source = (
+        "import attacks, sys; sys.stdin.read(); [attacks.attempt(name, *setting) for setting in settings]"
+    )
+    child = support.spawn(client, source, sandbox=sandbox, name=name, settings=settings)
+    from_outside.show_proc(child, "/mnt")
+    down, up = support.communicate(child).text.split()
     assert int(down) >= 0
     assert int(up) == -refusal

@@ -10,6 +10,7 @@ import subprocess
 from itertools import pairwise
 from pathlib import Path
 
+import from_outside
 import pytest
 
 import attacks
@@ -19,6 +20,9 @@ from support import SANDBOX, attack, attack_outside, only, run_caller, visible_d
 # Alone: no optional layer, so that the child is root in its own namespace.
 SANDBOXES = {"alone": only(), "all layers": SANDBOX}
 each_sandbox = pytest.mark.parametrize("sandbox", SANDBOXES.values(), ids=SANDBOXES)
+
+# Which would forbid any writing to /proc.
+ALL_BUT_LANDLOCK = only("drop_capabilities", "setuid", "no_new_privs", "seccomp")
 
 MAPS = """
 for name in ("uid_map", "gid_map", "setgroups"):
@@ -107,14 +111,26 @@ def test_a_file_of_another_child_is_not_readable(client, directory, sandbox):
 # The maps are written once, by the zygote. ----------------------------------------------------------------
 
 REWRITES = [("uid_map", "0 0 1"), ("gid_map", "0 0 1"), ("setgroups", "allow")]
+REWRITE = "import attacks, sys; sys.stdin.read(); attacks.attempt('write', path, text, place=place)"
 
 
 @each_sandbox
 @pytest.mark.parametrize(("name", "text"), REWRITES)
 def test_the_maps_cannot_be_rewritten(client, name, text, sandbox):
+    """For one thing, because ``/proc`` is read-only."""
     for place in attacks.PLACES:
         outcome = attack(client, "write", f"/proc/self/{name}", text, sandbox=sandbox, place=place)
-        assert int(outcome.text) in (-errno.EPERM, -errno.EACCES), place
+        assert int(outcome.text) in (-errno.EROFS, -errno.EACCES), place
+
+
+@pytest.mark.parametrize("sandbox", [only(), ALL_BUT_LANDLOCK], ids=["alone", "all layers but landlock"])
+@pytest.mark.parametrize(("name", "text"), REWRITES)
+def test_the_maps_cannot_be_rewritten_in_a_proc_that_is_writable_either(client, name, text, sandbox):
+    for place in attacks.PLACES:
+        names = {"path": f"/mnt/self/{name}", "text": text, "place": place}
+        child = support.spawn(client, REWRITE, sandbox=sandbox, **names)
+        from_outside.show_proc(child, "/mnt")
+        assert int(support.communicate(child).text) in (-errno.EPERM, -errno.EACCES), place
 
 
 @pytest.mark.parametrize(
@@ -183,9 +199,26 @@ def setuid_root_program(directory):
 
 @pytest.mark.parametrize("sandbox", [only("setuid"), SANDBOX], ids=["alone", "all layers"])
 def test_a_setuid_program_of_the_hosts_root_changes_nothing(client, setuid_root_program, sandbox):
-    """Without ``no_new_privs`` too: the host's root has no place in the child's map."""
-    source = "import subprocess; [subprocess.run([program, option]) for option in ('-u', '-g')]"
-    assert support.run(client, source, sandbox=sandbox, program=setuid_root_program).text == "1000\n1000\n"
+    """Without ``no_new_privs`` and on a mount that is not nosuid, too: the host's root has no place in the child's map."""
+    source = """
+    import subprocess, sys
+    sys.stdin.read()
+    for program in programs:
+        [subprocess.run([program, option]) for option in ("-u", "-g")]
+    """
+    programs = [setuid_root_program, "/mnt/id"]
+    child = support.spawn(client, source, sandbox=sandbox, programs=programs)
+    from_outside.show(child, Path(setuid_root_program).parent, "/mnt")
+    assert support.communicate(child).text == "1000\n" * 4
+
+
+def test_control_one_of_the_childs_own_root_there_changes_something(client, setuid_root_program):
+    source = "import os, sys; sys.stdin.read(); os.execv('/mnt/id', ['id', '-u'])"
+    child = support.spawn(client, source, sandbox=only("setuid"))
+    os.chown(setuid_root_program, first_host_id(child), first_host_id(child))
+    Path(setuid_root_program).chmod(0o6755)
+    from_outside.show(child, Path(setuid_root_program).parent, "/mnt")
+    assert support.communicate(child).text == "0\n"
 
 
 def test_control_outside_it_makes_root(setuid_root_program):

@@ -238,16 +238,15 @@ def test_a_host_name_set_inside_stays_inside(client):
 
 def test_a_mount_made_inside_stays_inside(client):
     """Also out of the zygote's view, from which the next child's is copied."""
-    source = """
-    import attacks, os
-    attacks.attempt("mount")
-    print(os.statvfs("/tmp").f_fsid != before)
-    """
-    before = support.run(client, "import os; print(os.statvfs('/tmp').f_fsid)").text
-    mounts = Path("/proc/self/mountinfo").read_text()
-    assert support.run(client, source, sandbox=only(), before=int(before)).text == "0\nTrue\n"
-    assert Path("/proc/self/mountinfo").read_text() == mounts
-    assert support.run(client, "import os; print(os.statvfs('/tmp').f_fsid)").text == before
+    cover = "import attacks, os; print(attacks.call('mount', b'none', path.encode(), b'tmpfs', 0, 0), os.listdir(path))"
+    look = "import os; print(os.listdir(path))"
+    with support.visible_directory() as directory:
+        (directory / "file").touch()
+        path = str(directory)
+        mounts = Path("/proc/self/mountinfo").read_text()
+        assert support.run(client, cover, sandbox=only(), path=path).text == "0 []\n"
+        assert Path("/proc/self/mountinfo").read_text() == mounts
+        assert support.run(client, look, path=path).text == "['file']\n"
 
 
 @each_sandbox

@@ -1,7 +1,8 @@
 """The layer ``no_new_privs``: no program gives a child more than it has.
 
 The programs here are made for the root of the child's own user namespace, whom a child could really become.
-One made for the host's root is a matter of ``id_map``.
+One made for the host's root is a matter of ``id_map``. They lie on a mount that is not nosuid, as no mount
+that a child sees by itself is: there ``mounts`` would stop them first.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import shutil
 import struct
 from pathlib import Path
 
+import from_outside
 import pytest
 
 import support
@@ -26,14 +28,19 @@ EXECUTE = "import os, sys; sys.stdin.read(); os.execv('/usr/bin/env', ['env', *a
 
 CAP_SYS_ADMIN = 1 << 21
 
+# A directory that every child has.
+PLACE = "/mnt"
+
 
 def run_privileged(client, program, give_privilege, *arguments, sandbox):
     """Have a child execute a copy of ``program`` that ``give_privilege(path, first host id)`` has been at."""
     with support.visible_directory() as directory:
         copy = Path(shutil.copy(f"/usr/bin/{program}", directory))
-        child = support.spawn(client, EXECUTE, sandbox=sandbox, argv=[str(copy), *arguments])
+        argv = [f"{PLACE}/{program}", *arguments]
+        child = support.spawn(client, EXECUTE, sandbox=sandbox, argv=argv)
         first_id = int(re.findall(r"\d+", child.layers["id_map"])[-1])
         give_privilege(copy, first_id)
+        from_outside.show(child, directory, PLACE)
         return support.communicate(child)
 
 

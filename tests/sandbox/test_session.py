@@ -36,14 +36,21 @@ TAKE_TERMINAL = """
 """
 OPEN_TERMINAL = "attack_outside('open', '/dev/tty')"
 OPEN_TERMINAL_IN_CHILD = "attack(client, 'open', '/dev/tty', sandbox={sandbox}).text"
+# Where a child has the host's devices, which it has not by itself.
+OPEN_HOSTS_TERMINAL_IN_CHILD = """
+import from_outside
+source = "import attacks, sys; sys.stdin.read(); attacks.attempt('open', '/mnt/tty')"
+child = spawn(client, source, sandbox={sandbox})
+from_outside.show(child, "/dev", "/mnt")
+print(communicate(child).text)
+"""
 
 
-def with_terminal(expression: str) -> int:
-    """Evaluate ``expression`` in a caller that has a controlling terminal."""
+def with_terminal(source: str) -> int:
+    """Run ``source`` in a caller that has a controlling terminal."""
     ours, theirs = pty.openpty()
     try:
-        source = f"import os\n{textwrap.dedent(TAKE_TERMINAL)}\nprint({expression})"
-        return int(run_caller(source, stdin=theirs))
+        return int(run_caller(f"import os\n{textwrap.dedent(TAKE_TERMINAL)}\n{source}", stdin=theirs))
     finally:
         os.close(ours)
         os.close(theirs)
@@ -51,11 +58,13 @@ def with_terminal(expression: str) -> int:
 
 @pytest.mark.parametrize("sandbox", ["only()", "SANDBOX"])
 def test_a_child_cannot_reach_the_callers_terminal(sandbox):
-    assert with_terminal(OPEN_TERMINAL_IN_CHILD.format(sandbox=sandbox)) == -errno.ENXIO
+    there_is_none = with_terminal(f"print({OPEN_TERMINAL_IN_CHILD.format(sandbox=sandbox)})")
+    it_is_not_its_own = with_terminal(OPEN_HOSTS_TERMINAL_IN_CHILD.format(sandbox=sandbox))
+    assert (there_is_none, it_is_not_its_own) == (-errno.ENOENT, -errno.ENXIO)
 
 
 def test_control_a_process_without_a_sandbox_reaches_it():
-    assert with_terminal(OPEN_TERMINAL) >= 0
+    assert with_terminal(f"print({OPEN_TERMINAL})") >= 0
 
 
 # Keyrings. ------------------------------------------------------------------------------------------------

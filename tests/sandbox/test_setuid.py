@@ -44,14 +44,15 @@ def test_control_without_the_layer_it_succeeds(client, name):
 
 CREATE = """
 import os
-print(os.stat(path).st_uid, end=" ")
-descriptor = os.open(path, os.O_TMPFILE | os.O_WRONLY)
+print(os.stat(directory).st_uid, end=" ")
+descriptor = os.open("/tmp", os.O_TMPFILE | os.O_WRONLY)
 print(os.fstat(descriptor).st_uid)
 """
 
 
 def test_files_of_the_host_belong_to_nobody_and_own_files_to_1000(client):
-    assert support.run(client, CREATE, path="/tmp").text == "65534 1000\n"
+    with support.visible_directory() as directory:
+        assert support.run(client, CREATE, directory=str(directory)).text == "65534 1000\n"
 
 
 @pytest.mark.parametrize("sandbox", [ALONE, SANDBOX], ids=["alone", "all layers"])

@@ -2,15 +2,15 @@
 
 use std::cell::RefCell;
 use std::ffi::OsString;
-use std::os::fd::{IntoRawFd, RawFd};
+use std::os::fd::{AsFd, IntoRawFd, RawFd};
 use std::path::PathBuf;
 
 use pyo3::prelude::*;
 use pyspawner::client::{self, Interrupt, SpawnRequest, StartOptions};
-use pyspawner::config::{NetworkConfig, SandboxConfig};
+use pyspawner::config::{self, NetworkConfig, SandboxConfig};
 use pyspawner::error::Error;
 
-use crate::errors::to_python;
+use crate::errors::{from_io, to_python};
 
 /// Runs `work` without the GIL. A Python signal handler that raises gives it up, and its exception is the answer.
 fn without_gil<T: Send>(
@@ -63,13 +63,19 @@ impl Client {
     }
 
     /// The child, and the caller's ends of its stdin, stdout and stderr.
-    #[pyo3(signature = (args, *, process_name, chroot_dir, network, skip_sandbox_except))]
+    #[pyo3(signature = (args, *, process_name, chroot_dir, mounts, working_dir, proc, namespaces, max_landlock_abi, network, skip_sandbox_except))]
+    #[expect(clippy::too_many_arguments, reason = "one a field of SandboxConfig")]
     fn spawn(
         &self,
         py: Python<'_>,
         args: &[u8],
         process_name: Option<&str>,
         chroot_dir: Option<PathBuf>,
+        mounts: Vec<Py<Mount>>,
+        working_dir: Option<PathBuf>,
+        proc: bool,
+        namespaces: bool,
+        max_landlock_abi: Option<u8>,
         network: Option<(String, String, String, String)>,
         skip_sandbox_except: Vec<String>,
     ) -> PyResult<(Child, RawFd, RawFd, RawFd)> {
@@ -77,7 +83,17 @@ impl Client {
             network.map(|(kernel_veth_name, child_veth_name, kernel_ipv4_address, child_ipv4_address)| {
                 NetworkConfig { kernel_veth_name, child_veth_name, kernel_ipv4_address, child_ipv4_address }
             });
-        let sandbox = SandboxConfig { chroot_dir, network, skip_sandbox_except };
+        let mounts = mounts.into_iter().map(|mount| mount.get().core.clone()).collect();
+        let sandbox = SandboxConfig {
+            chroot_dir,
+            mounts,
+            working_dir,
+            proc,
+            namespaces,
+            max_landlock_abi,
+            network,
+            skip_sandbox_except,
+        };
         let request = SpawnRequest { args, process_name, sandbox: &sandbox };
         let (core, pipes) = without_gil(py, |interrupt| self.core.spawn(&request, interrupt))?;
         Ok((
@@ -108,6 +124,40 @@ impl Client {
     }
 }
 
+/// Something to be mounted in a child's root.
+#[pyclass(frozen)]
+pub(crate) struct Mount {
+    core: config::Mount,
+}
+
+#[pymethods]
+impl Mount {
+    #[staticmethod]
+    fn bind(source: PathBuf, target: PathBuf, writable: bool) -> Self {
+        Self { core: config::Mount::Bind { source, target, writable } }
+    }
+
+    #[staticmethod]
+    fn tmpfs(target: PathBuf, size_bytes: u64, max_inodes: u64) -> Self {
+        Self { core: config::Mount::Tmpfs { target, size_bytes, max_inodes } }
+    }
+
+    #[staticmethod]
+    fn overlay(target: PathBuf, size_bytes: u64, lower: Option<PathBuf>, upper: Option<PathBuf>) -> Self {
+        Self { core: config::Mount::Overlay { target, size_bytes, lower, upper } }
+    }
+
+    #[staticmethod]
+    fn proc(target: PathBuf) -> Self {
+        Self { core: config::Mount::Proc { target } }
+    }
+
+    #[staticmethod]
+    fn dev(target: PathBuf, ptmx: bool) -> Self {
+        Self { core: config::Mount::Dev { target, ptmx } }
+    }
+}
+
 /// A running child.
 #[pyclass(frozen)]
 pub(crate) struct Child {
@@ -126,6 +176,11 @@ impl Child {
         self.core.layers().iter().map(|(layer, detail)| (layer.name(), detail.as_str())).collect()
     }
 
+    #[getter]
+    fn layer_nanoseconds(&self) -> Vec<(&'static str, u32)> {
+        self.core.layer_times().iter().map(|(layer, time)| (layer.name(), *time)).collect()
+    }
+
     fn kill(&self, py: Python<'_>) -> PyResult<()> {
         self.core.kill().map_err(|error| to_python(py, error))
     }
@@ -133,4 +188,12 @@ impl Child {
     fn wait(&self, py: Python<'_>, options: i32) -> PyResult<(i32, i32)> {
         without_gil(py, |interrupt| self.core.wait(options, interrupt))
     }
+}
+
+/// Opens the regular file `path` below `directory` for reading. Its descriptor.
+#[pyfunction]
+#[expect(clippy::needless_pass_by_value, reason = "arguments come as values")]
+pub(crate) fn open_beneath(py: Python<'_>, directory: PathBuf, path: PathBuf) -> PyResult<RawFd> {
+    let opened = py.detach(|| client::open_beneath(client::open_directory(&directory)?.as_fd(), &path));
+    opened.map(IntoRawFd::into_raw_fd).map_err(|error| from_io(&error, &directory.join(path)))
 }

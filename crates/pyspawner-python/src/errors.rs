@@ -1,5 +1,8 @@
 //! The core's errors as Python exceptions. Their classes live in `pyspawner._errors`.
 
+use std::io;
+use std::path::Path;
+
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyspawner::error::{Error, StartError};
@@ -36,6 +39,13 @@ pub(crate) fn to_python(py: Python<'_>, error: Error) -> PyErr {
 /// The exception for an error of the zygote's side.
 pub(crate) fn from_zygote(error: &ZygoteError) -> PyErr {
     PyRuntimeError::new_err(error.to_string())
+}
+
+/// The exception for a file that could not be opened, with its name, as `open()` has it.
+pub(crate) fn from_io(error: &io::Error, path: &Path) -> PyErr {
+    let text = error.to_string();
+    let words = text.split(" (os error").next().unwrap_or_default().to_owned();
+    PyOSError::new_err((error.raw_os_error(), words, path.to_path_buf()))
 }
 
 fn raise<'py>(py: Python<'py>, class: &str, arguments: impl pyo3::call::PyCallArgs<'py>) -> PyErr {

@@ -11,13 +11,14 @@ use rustix::net::{
     sockopt,
 };
 
+use crate::config::MAX_MOUNTS;
 use crate::protocol::{self, Message, ProtocolError};
 
 #[cfg(test)]
 mod tests;
 
 /// The most descriptors that any message has.
-const MAX_DESCRIPTORS: usize = 4;
+const MAX_DESCRIPTORS: usize = 2 * MAX_MOUNTS as usize + 1;
 
 /// Why nothing came through a channel.
 #[derive(Debug, thiserror::Error)]
@@ -119,16 +120,19 @@ impl Channel {
         let mut space =
             [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS + 1), ScmCredentials(1))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let received = retry_on_intr(|| {
-            let mut parts = [IoSliceMut::new(&mut frame)];
-            // With TRUNC the kernel tells a frame's whole length, even where it is cut.
-            recvmsg(&self.socket, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC | RecvFlags::TRUNC)
-        });
-        let received = match received {
-            // The other end was closed with our messages still unread: that is an end of file too.
-            Err(Errno::CONNRESET) => return Ok(None),
-            other => other?,
+        let mut receive = || {
+            retry_on_intr(|| {
+                let mut parts = [IoSliceMut::new(&mut frame)];
+                // With TRUNC the kernel tells a frame's whole length, even where it is cut.
+                recvmsg(&self.socket, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC | RecvFlags::TRUNC)
+            })
         };
+        let received = match receive() {
+            // The other end was closed with our messages still unread. That is told once, before what it has sent itself, and the end.
+            Err(Errno::CONNRESET) => receive(),
+            received => received,
+        };
+        let received = received?;
         let mut descriptors = Vec::new();
         let mut sender = None;
         for item in ancillary.drain() {

@@ -24,11 +24,27 @@ pub enum Layer {
     Setuid,
     /// `PR_SET_NO_NEW_PRIVS`.
     NoNewPrivs,
+    /// The same doors as `Mounts`, locked once more: Landlock rules.
+    Landlock,
     /// The system-call filter.
     Seccomp,
 }
 
 impl Layer {
+    /// All of them, in order.
+    pub const ALL: [Self; 10] = [
+        Self::Namespaces,
+        Self::IdMap,
+        Self::Network,
+        Self::Mounts,
+        Self::Session,
+        Self::DropCapabilities,
+        Self::Setuid,
+        Self::NoNewPrivs,
+        Self::Landlock,
+        Self::Seccomp,
+    ];
+
     /// The layer's name as users write it (`skip_sandbox_except`) and read it (`SandboxError.layer`).
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -41,6 +57,7 @@ impl Layer {
             Self::DropCapabilities => "drop_capabilities",
             Self::Setuid => "setuid",
             Self::NoNewPrivs => "no_new_privs",
+            Self::Landlock => "landlock",
             Self::Seccomp => "seccomp",
         }
     }

@@ -3,6 +3,8 @@
 //! A frame is a magic, a version and a postcard body. Descriptors travel beside it (`SCM_RIGHTS`), and every message
 //! knows how many belong to it. Whatever arrives ends in a message or in a [`ProtocolError`], never in a panic.
 
+use std::ffi::CString;
+
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +18,7 @@ mod tests;
 const MAGIC: [u8; 4] = *b"pysp";
 
 /// Rises with every change of a message. Both ends must have the same.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// Bytes before the body: magic, version, conversation.
 const HEADER: usize = MAGIC.len() + size_of::<u16>() + 1;
@@ -134,12 +136,14 @@ impl Message for ToZygote {
 }
 
 /// Caller to zygote, on the zygote's socket, from then on: clone a child. With it: one end of the child's private socket, whose
-/// other end the caller keeps, and the mounts to become its root, when there are any. The zygote never learns anything about a child
-/// but this: what it does not know, no later child can find in its memory.
+/// other end the caller keeps, and the trees that the child gets read-only, for it to find at its birth. The zygote never learns
+/// anything about a child but this: what it does not know, no later child can find in its memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spawn {
-    /// A root comes with the message.
-    pub chroot: bool,
+    /// How many trees come with the message.
+    pub trees: u8,
+    /// Into new namespaces, as all but those are that are told to do without.
+    pub namespaces: bool,
 }
 
 impl Message for Spawn {
@@ -147,7 +151,7 @@ impl Message for Spawn {
     const MAX_FRAME: usize = 64;
 
     fn descriptors(&self) -> usize {
-        1 + usize::from(self.chroot)
+        1 + usize::from(self.trees)
     }
 }
 
@@ -200,7 +204,7 @@ impl Message for FromZygote {
 /// Caller to child, on the child's private socket.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Order {
-    /// Enter the sandbox.
+    /// Enter the sandbox. With it: the mounts that [`Filesystem`] says are sent.
     Enter(Orders),
     /// Run `child_main`. With it: stdin, stdout, stderr and the memfd of the pickled args.
     Run,
@@ -211,12 +215,81 @@ pub enum Order {
 pub struct Orders {
     /// The name for `comm` and the command line.
     pub process_name: Option<String>,
-    /// The zygote has staged a root.
-    pub chroot: bool,
+    /// The working directory, if it is not to stay the caller's.
+    pub working_dir: Option<CString>,
+    /// What it sees of the filesystem; `None`: it is without namespaces, and sees the host.
+    pub view: Option<View>,
     /// The child's half of the network.
     pub network: Option<ChildNetwork>,
     /// The optional layers that are on.
     pub optional_layers: Vec<Layer>,
+    /// The Landlock ABI to use, if that layer is on.
+    pub landlock_abi: u8,
+}
+
+/// What a child sees of the filesystem.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct View {
+    /// The first tree of [`Spawn`] is the root; else it is the host, less what is private.
+    pub chroot: bool,
+    /// In the view of the host: a `/proc`.
+    pub proc: bool,
+    /// What to mount, in this order.
+    pub mounts: Vec<MountOrder>,
+}
+
+/// One mount.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountOrder {
+    /// Where, in the child's root.
+    pub target: CString,
+    /// What.
+    pub filesystem: Filesystem,
+}
+
+/// What to mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Filesystem {
+    /// A tree of [`Spawn`].
+    Tree {
+        /// Its number there.
+        number: u8,
+        /// Whether it is a directory, and not a single file.
+        is_directory: bool,
+    },
+    /// A tree that comes with the order.
+    Sent,
+    /// An empty one in memory.
+    Tmpfs {
+        /// Its most bytes.
+        size_bytes: u64,
+        /// Its most inodes.
+        max_inodes: u64,
+    },
+    /// Changes over a tree that comes with the order; without a size, they go to a second one.
+    Overlay {
+        /// The most bytes of changes, in memory.
+        size_bytes: Option<u64>,
+    },
+    /// The child's own processes.
+    Proc,
+    /// A few devices.
+    Dev {
+        /// With pseudoterminals.
+        ptmx: bool,
+    },
+}
+
+impl Filesystem {
+    /// How many descriptors travel with the order.
+    #[must_use]
+    pub fn descriptors(self) -> usize {
+        match self {
+            Self::Sent | Self::Overlay { size_bytes: Some(_) } => 1,
+            Self::Overlay { size_bytes: None } => 2,
+            Self::Tree { .. } | Self::Tmpfs { .. } | Self::Proc | Self::Dev { .. } => 0,
+        }
+    }
 }
 
 /// The child's half of the veth pair.
@@ -232,11 +305,14 @@ pub struct ChildNetwork {
 
 impl Message for Order {
     const CONVERSATION: u8 = 4;
-    const MAX_FRAME: usize = 8 * 1024;
+    const MAX_FRAME: usize = 16 * 1024;
 
     fn descriptors(&self) -> usize {
         match self {
-            Self::Enter(_) => 0,
+            Self::Enter(orders) => {
+                let mounts = orders.view.iter().flat_map(|view| &view.mounts);
+                mounts.map(|mount| mount.filesystem.descriptors()).sum()
+            }
             Self::Run => 4,
         }
     }
@@ -252,8 +328,8 @@ pub enum Report {
     Spawned {
         /// The child's pid as the caller sees it.
         pid: i32,
-        /// The first host id of the child's range.
-        first_id: u32,
+        /// The first host id of the child's range; `None`: it has only one id, the caller's own.
+        first_id: Option<u32>,
     },
     /// From the zygote: no child, or one that must be reaped.
     NotSpawned {
@@ -264,8 +340,8 @@ pub enum Report {
     },
     /// From the child: these layers are on.
     Entered {
-        /// In the order in which they were applied.
-        layers: Vec<Layer>,
+        /// In the order in which they were applied, each with the nanoseconds that it took.
+        layers: Vec<(Layer, u32)>,
     },
     /// From the child, its last words.
     Failed(Failure),

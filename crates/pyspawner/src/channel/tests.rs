@@ -15,7 +15,7 @@ use super::*;
 use crate::protocol::{FromZygote, Order, Orders, Report, Spawn, ToZygote, Watch, encode};
 
 /// A message with one descriptor.
-const SPAWN: Spawn = Spawn { chroot: false };
+const SPAWN: Spawn = Spawn { trees: 0, namespaces: false };
 
 /// More than any message has, and than a receiver has room for.
 const MANY: usize = 60;
@@ -170,7 +170,7 @@ fn a_wrong_number_of_descriptors_is_an_error() {
     }
     check(&Report::Born);
     check(&SPAWN);
-    check(&Spawn { chroot: true });
+    check(&Spawn { trees: 2, namespaces: true });
     check(&ToZygote::Start(crate::protocol::Start::default()));
     check(&Order::Run);
     check(&Order::Enter(Orders::default()));
@@ -260,7 +260,7 @@ fn a_message_of_another_conversation_is_an_error() {
 
 #[test]
 fn half_a_frame_is_an_error() {
-    let frame = encode(&Report::Spawned { pid: 1, first_id: 2 }).expect("a frame");
+    let frame = encode(&Report::Spawned { pid: 1, first_id: Some(2) }).expect("a frame");
     for length in 1..frame.len() {
         let answer = protocol_error(receive_raw::<Report>(&frame[..length], 1));
         assert!(
@@ -353,7 +353,7 @@ fn the_sender_is_known_to_those_who_want_to_know() {
     assert_eq!(ours.recv::<Report>().expect("received").expect("no end of file").sender, None);
     ours.want_sender().expect("setsockopt");
     let (_witness, writer) = Witness::new();
-    theirs.send(&Report::Spawned { pid: 1, first_id: 2 }, &[writer.as_fd()]).expect("send");
+    theirs.send(&Report::Spawned { pid: 1, first_id: Some(2) }, &[writer.as_fd()]).expect("send");
     let received = ours.recv::<Report>().expect("received").expect("no end of file");
     assert_eq!(received.sender, Some(getpid().as_raw_nonzero().get()));
     assert!(received.with::<1>().is_ok(), "and its descriptors");

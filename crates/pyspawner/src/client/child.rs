@@ -17,6 +17,9 @@ pub struct Child {
     pub(super) pid: i32,
     pub(super) pidfd: OwnedFd,
     pub(super) layers: Vec<(Layer, String)>,
+    pub(super) layer_times: Vec<(Layer, u32)>,
+    /// Its directory in `/proc`, open so that Landlock's rule for it lasts; only of a child without namespaces.
+    pub(super) _proc: Option<OwnedFd>,
 }
 
 /// The caller's ends of a child's three pipes, all close-on-exec.
@@ -41,6 +44,12 @@ impl Child {
     #[must_use]
     pub fn layers(&self) -> &[(Layer, String)] {
         &self.layers
+    }
+
+    /// The layers that are on, each with the nanoseconds that the child took to apply it.
+    #[must_use]
+    pub fn layer_times(&self) -> &[(Layer, u32)] {
+        &self.layer_times
     }
 
     /// SIGKILL, to this child and never to another process that got its pid.

@@ -5,7 +5,10 @@
 //! temporary file. Nothing that a child sends after its sandbox is up is ever interpreted here.
 
 mod child;
+mod layers;
+mod mounts;
 mod process;
+mod results;
 mod spawn;
 mod start;
 
@@ -21,6 +24,7 @@ use crate::error::Error;
 
 pub use child::{Child, Pipes};
 use process::Process;
+pub use results::{open_beneath, open_directory};
 use spawn::PendingSpawn;
 pub use spawn::SpawnRequest;
 pub use start::StartOptions;

@@ -6,19 +6,23 @@ use std::iter;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::fs::{Gid, MemfdFlags, SealFlags, Uid, fchown, fcntl_add_seals, memfd_create};
+use rustix::fs::{
+    CWD, Gid, MemfdFlags, Mode, OFlags, SealFlags, Uid, fchown, fcntl_add_seals, memfd_create, openat,
+};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, geteuid, pidfd_open, pidfd_send_signal};
 
 use super::child::{Child, Pipes};
+use super::layers;
+use super::mounts::{Sources, text};
 use super::{Client, Interrupt, channel_error, lock, readable_within, wait_for};
 use crate::channel::{Channel, ChannelError};
 use crate::config::{self, SandboxConfig};
 use crate::error::{Error, Failure, Step};
 use crate::layer::Layer;
-use crate::protocol::{ChildNetwork, Order, Orders, ProtocolError, Report, Spawn};
-use crate::sandbox::{id_map, mounts, namespaces, network};
+use crate::protocol::{ChildNetwork, Order, Orders, ProtocolError, Report, Spawn, View};
+use crate::sandbox::{landlock, network};
 use crate::sys::wait::{kill_unreaped, reap_unreaped, wait_pidfd};
 
 /// How often a child is made anew because a living process happens to share its range of host ids.
@@ -63,7 +67,7 @@ impl Client {
 
         let (descriptors, pipes) = ChildDescriptors::make(request)?;
         let mut attempt = 1;
-        let (newborn, first_id) = loop {
+        let (newborn, first_id, sources) = loop {
             match self.clone_child(request.sandbox, interrupt) {
                 Err(Error::Sandbox(Failure { step: Step::ChooseIdRange, .. })) if attempt < MAX_ATTEMPTS => {
                     attempt += 1;
@@ -73,12 +77,24 @@ impl Client {
         };
         // The zygote answers in order: what was asked for and given up before is known now.
         self.reap_abandoned();
-        descriptors.give_to(first_id + request.sandbox.child_id());
-        let layers = newborn.lock_in(request, &descriptors, interrupt)?;
-        let layers =
-            layers.into_iter().map(|layer| (layer, describe(layer, request.sandbox, first_id))).collect();
+        if let Some(first_id) = first_id {
+            descriptors.give_to(first_id + request.sandbox.child_id());
+        }
+        let sent = sources.owned_by(first_id, request.sandbox.child_id())?;
+        let mounts = MountOrders { view: sources.view, sent };
+        let layers = newborn.lock_in(request, mounts, &descriptors, interrupt)?;
+        let descriptions = layers::describe_all(&layers, request.sandbox, first_id);
+        let proc = if request.sandbox.namespaces {
+            None
+        } else {
+            let path = format!("/proc/{}", newborn.pid);
+            Some(
+                openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+                    .map_err(Error::io("open"))?,
+            )
+        };
         let (pid, pidfd) = newborn.release()?;
-        Ok((Child { pid, pidfd, layers }, pipes))
+        Ok((Child { pid, pidfd, layers: descriptions, layer_times: layers, _proc: proc }, pipes))
     }
 
     /// A child that waits for its orders, and the first host id of its range.
@@ -86,14 +102,24 @@ impl Client {
         &self,
         sandbox: &SandboxConfig,
         interrupt: Interrupt<'_>,
-    ) -> Result<(Newborn, u32), Error> {
-        let chroot = sandbox.chroot_dir.as_deref().map(mounts::open_chroot).transpose()?;
+    ) -> Result<(Newborn, Option<u32>, Sources), Error> {
+        if !sandbox.namespaces && !geteuid().is_root() {
+            // It has no other user's id to become.
+            return Err(Failure::new(Layer::Setuid, Step::SetUid, libc::EPERM).into());
+        }
+        let sources = Sources::open(sandbox)?;
         let (ours, theirs) = Channel::pair().map_err(Error::io("socketpair"))?;
         ours.want_sender().map_err(Error::io("setsockopt(SO_PASSCRED)"))?;
-        let descriptors: Vec<_> = iter::once(theirs.as_fd()).chain(chroot.iter().map(AsFd::as_fd)).collect();
-        self.ask(Spawn { chroot: chroot.is_some() }, &descriptors, interrupt)?;
+        let trees = sources.trees.iter().map(AsFd::as_fd);
+        // Config allows far fewer than fit.
+        let spawn =
+            Spawn { trees: u8::try_from(trees.len()).unwrap_or(u8::MAX), namespaces: sandbox.namespaces };
+        let descriptors: Vec<_> = iter::once(theirs.as_fd()).chain(trees).collect();
+        self.ask(spawn, &descriptors, interrupt)?;
         drop(theirs);
-        self.await_report(PendingSpawn { private: ours, born: None, pidfd: None }, interrupt)
+        let (newborn, first_id) =
+            self.await_report(PendingSpawn { private: ours, born: None, pidfd: None }, interrupt)?;
+        Ok((newborn, first_id, sources))
     }
 
     /// Sends one request. A zygote that is so far behind that its queue is full is not waited for with the lock held.
@@ -121,7 +147,7 @@ impl Client {
         &self,
         mut pending: PendingSpawn,
         interrupt: Interrupt<'_>,
-    ) -> Result<(Newborn, u32), Error> {
+    ) -> Result<(Newborn, Option<u32>), Error> {
         let mut zygote_lives = true;
         loop {
             let ready = if zygote_lives {
@@ -230,7 +256,7 @@ enum Progress {
     /// The child exists.
     Born,
     /// It waits for its orders.
-    Ready(OwnedFd, u32),
+    Ready(OwnedFd, Option<u32>),
     /// The socket's other end is gone, and no child has it.
     NoChild,
 }
@@ -299,6 +325,13 @@ impl PendingSpawn {
     }
 }
 
+/// The child's half of the layer `mounts`.
+struct MountOrders {
+    view: View,
+    /// What comes with it.
+    sent: Vec<OwnedFd>,
+}
+
 /// A child whose sandbox is not complete: dropped, it is killed and reaped.
 struct Newborn {
     pid: i32,
@@ -313,14 +346,16 @@ impl Newborn {
     fn lock_in(
         &self,
         request: &SpawnRequest<'_>,
+        mounts: MountOrders,
         descriptors: &ChildDescriptors,
         interrupt: Interrupt<'_>,
-    ) -> Result<Vec<Layer>, Error> {
+    ) -> Result<Vec<(Layer, u32)>, Error> {
         let Some(network) = &request.sandbox.network else {
-            return self.give_orders(None, request, descriptors, interrupt);
+            return self.give_orders(None, request, mounts, descriptors, interrupt);
         };
         let veth = network::make_veth(network, network.addresses()?, self.pid)?;
-        let entered = self.give_orders(Some(network::child_half(network)?), request, descriptors, interrupt);
+        let half = network::child_half(network)?;
+        let entered = self.give_orders(Some(half), request, mounts, descriptors, interrupt);
         if entered.is_err() {
             // It would vanish with the child's namespace, some time later.
             veth.remove();
@@ -332,16 +367,26 @@ impl Newborn {
         &self,
         network: Option<ChildNetwork>,
         request: &SpawnRequest<'_>,
+        mounts: MountOrders,
         descriptors: &ChildDescriptors,
         interrupt: Interrupt<'_>,
-    ) -> Result<Vec<Layer>, Error> {
+    ) -> Result<Vec<(Layer, u32)>, Error> {
         let private = &self.private;
         let ChildDescriptors { stdin, stdout, stderr, args } = descriptors;
-        let optional_layers = request.sandbox.optional_layers();
+        let landlock_abi = landlock::abi(request.sandbox.max_landlock_abi);
+        let mut optional_layers = request.sandbox.optional_layers();
+        // Without namespaces it is the lock, and the child refuses to do without.
+        if landlock_abi == 0 && request.sandbox.namespaces {
+            optional_layers.retain(|layer| *layer != Layer::Landlock);
+        }
         let process_name = request.process_name.map(str::to_owned);
-        let chroot = request.sandbox.chroot_dir.is_some();
-        let enter = Order::Enter(Orders { process_name, chroot, network, optional_layers });
-        let ordered = private.send(&enter, &[]).and_then(|()| {
+        let MountOrders { view, sent } = mounts;
+        let sent: Vec<_> = sent.iter().map(AsFd::as_fd).collect();
+        let view = request.sandbox.namespaces.then_some(view);
+        let working_dir = request.sandbox.working_dir.as_deref().map(text);
+        let enter =
+            Order::Enter(Orders { process_name, working_dir, view, network, optional_layers, landlock_abi });
+        let ordered = private.send(&enter, &sent).and_then(|()| {
             private.send(&Order::Run, &[stdin.as_fd(), stdout.as_fd(), stderr.as_fd(), args.as_fd()])
         });
         match ordered {
@@ -387,31 +432,4 @@ fn kill_and_reap(pid: i32, pidfd: Option<&OwnedFd>) {
     // One that has ended is only to be reaped.
     let _ = pidfd_send_signal(pidfd, Signal::KILL);
     while wait_pidfd(pidfd, 0) == Err(Errno::INTR) {}
-}
-
-/// What `child.layers` says of a layer.
-fn describe(layer: Layer, sandbox: &SandboxConfig, first_id: u32) -> String {
-    match layer {
-        Layer::Namespaces => namespaces::DETAIL.to_owned(),
-        Layer::IdMap => format!("ids 0 to {} are host ids from {first_id}", id_map::RANGE - 1),
-        Layer::Network => match &sandbox.network {
-            None => "none: only a lo that is down".to_owned(),
-            Some(network) => format!(
-                "veth pair {} {} and {} {}",
-                network.kernel_veth_name,
-                network.kernel_ipv4_address,
-                network.child_veth_name,
-                network.child_ipv4_address
-            ),
-        },
-        Layer::Mounts => match &sandbox.chroot_dir {
-            None => "the zygote's view of the host".to_owned(),
-            Some(directory) => format!("read-only root {}", directory.display()),
-        },
-        Layer::Session => "own session, empty keyring, no core dumps".to_owned(),
-        Layer::DropCapabilities => "all five sets empty, securebits locked".to_owned(),
-        Layer::Setuid => format!("uid and gid {}", config::CHILD_ID),
-        Layer::NoNewPrivs => "execve gives no privileges".to_owned(),
-        Layer::Seccomp => "default-deny system-call filter".to_owned(),
-    }
 }

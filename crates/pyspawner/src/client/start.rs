@@ -164,7 +164,7 @@ impl Starting {
         command.args(&options.arguments).arg(theirs.as_fd().as_raw_fd().to_string()).arg(placeholder);
         command.env_clear().envs(options.environment.iter().map(|(key, value)| (key, value)));
         command.stdin(Stdio::from(empty)).stdout(Stdio::from(stdout)).stderr(Stdio::from(stderr));
-        isolate(&mut command, theirs.as_fd());
+        isolate(&mut command, theirs.as_fd(), &options.executable);
         let mut child = command
             .spawn()
             .map_err(|source| StartError::Execute { executable: options.executable.clone(), source })?;

@@ -1,5 +1,7 @@
 //! Whatever arrives ends in a message or in a typed error, for every type of message.
 
+use std::ffi::CString;
+
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
@@ -49,23 +51,40 @@ fn from_zygote() -> impl Strategy<Value = FromZygote> {
 fn order() -> impl Strategy<Value = Order> {
     let network = (text(), any::<[u8; 4]>(), any::<[u8; 4]>())
         .prop_map(|(interface, address, gateway)| ChildNetwork { interface, address, gateway });
-    let orders = (option::of(text()), any::<bool>(), option::of(network), vec(select(all()), 0..6)).prop_map(
-        |(process_name, chroot, network, optional_layers)| Orders {
-            process_name,
-            chroot,
-            network,
-            optional_layers,
-        },
-    );
+    let network = option::of(network);
+    let layers = (vec(select(all()), 0..6), any::<u8>());
+    let orders = (option::of(text()), option::of(path()), option::of(view()), network, layers);
+    let orders =
+        orders.prop_map(|(process_name, working_dir, view, network, (optional_layers, landlock_abi))| {
+            Orders { process_name, working_dir, view, network, optional_layers, landlock_abi }
+        });
     prop_oneof![orders.prop_map(Order::Enter), Just(Order::Run)]
+}
+
+fn path() -> impl Strategy<Value = CString> {
+    vec(1_u8.., 0..20).prop_map(|bytes| CString::new(bytes).expect("no NUL"))
+}
+
+fn view() -> impl Strategy<Value = View> {
+    let filesystem = prop_oneof![
+        any::<(u8, bool)>().prop_map(|(number, is_directory)| Filesystem::Tree { number, is_directory }),
+        Just(Filesystem::Sent),
+        any::<(u64, u64)>().prop_map(|(size_bytes, max_inodes)| Filesystem::Tmpfs { size_bytes, max_inodes }),
+        any::<Option<u64>>().prop_map(|size_bytes| Filesystem::Overlay { size_bytes }),
+        Just(Filesystem::Proc),
+        any::<bool>().prop_map(|ptmx| Filesystem::Dev { ptmx }),
+    ];
+    let mounts =
+        vec((path(), filesystem).prop_map(|(target, filesystem)| MountOrder { target, filesystem }), 0..6);
+    (any::<bool>(), any::<bool>(), mounts).prop_map(|(chroot, proc, mounts)| View { chroot, proc, mounts })
 }
 
 fn report() -> impl Strategy<Value = Report> {
     prop_oneof![
         Just(Report::Born),
-        (any::<i32>(), any::<u32>()).prop_map(|(pid, first_id)| Report::Spawned { pid, first_id }),
+        (any::<i32>(), any::<Option<u32>>()).prop_map(|(pid, first_id)| Report::Spawned { pid, first_id }),
         (failure(), option::of(any::<i32>())).prop_map(|(failure, pid)| Report::NotSpawned { failure, pid }),
-        vec(select(all()), 0..10).prop_map(|layers| Report::Entered { layers }),
+        vec((select(all()), any::<u32>()), 0..10).prop_map(|layers| Report::Entered { layers }),
         failure().prop_map(Report::Failed),
     ]
 }
@@ -202,7 +221,7 @@ macro_rules! conversations {
 }
 
 fn spawn() -> impl Strategy<Value = Spawn> {
-    any::<bool>().prop_map(|chroot| Spawn { chroot })
+    any::<(u8, bool)>().prop_map(|(trees, namespaces)| Spawn { trees, namespaces })
 }
 
 conversations! {

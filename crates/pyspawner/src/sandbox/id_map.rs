@@ -1,7 +1,8 @@
 //! Layer `id_map`: every living child has its own 65,536 host ids, so that no two children, and no child and the host,
 //! share a uid anywhere: not on files, not for kill(2), not for per-user limits and keyrings.
 //!
-//! The parent's half: the zygote writes the maps; `user_namespaces(7)`.
+//! The parent's half: the zygote writes the maps; `user_namespaces(7)`. Without the right to map foreign ids (rootless) it can map one: the
+//! child's user is then the caller's user in the host's eyes.
 
 use std::collections::hash_map::DefaultHasher;
 use std::fs::{self, File};
@@ -14,6 +15,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::thread::Gid;
 
+use crate::config::CHILD_ID;
 use crate::error::{FailAt, Failure, Step};
 use crate::layer::Layer;
 use crate::sandbox::setuid::become_user;
@@ -61,7 +63,8 @@ impl IdRanges {
     }
 
     /// The first host id of the range of the child `pid`.
-    fn first_id(&self, pid: u32) -> u32 {
+    #[must_use]
+    pub fn first_id(&self, pid: u32) -> u32 {
         (1 + (pid + self.offset) % RANGES) * RANGE
     }
 
@@ -88,6 +91,17 @@ impl IdRanges {
         self.write_file(pid, "setgroups", "deny").fail_at(Layer::IdMap, Step::DenySetgroups)?;
         self.write_file(pid, "gid_map", &map).fail_at(Layer::IdMap, Step::WriteGidMap)?;
         Ok(first)
+    }
+
+    /// Maps the child's user to the one id that there is in a rootless zygote's own namespace.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::write`].
+    pub fn write_single(&self, pid: i32) -> Result<(), Failure> {
+        let map = format!("{CHILD_ID} 0 1\n");
+        self.write_file(pid, "uid_map", &map).fail_at(Layer::IdMap, Step::WriteUidMap)?;
+        self.write_file(pid, "gid_map", &map).fail_at(Layer::IdMap, Step::WriteGidMap)
     }
 
     /// Relative to `/proc` as it was opened, so that no mount over it can redirect us.

@@ -4,12 +4,16 @@
 
 use crate::error::{FailAt, Failure, Step};
 use crate::layer::Layer;
-use crate::sys::clone::{CHILD_NAMESPACES, Cloned, ThreadFacts, clone_sibling};
+use crate::sys::clone::{CHILD_NAMESPACES, Cloned, ThreadFacts, clone_plain_sibling, clone_sibling};
 
 /// What `child.layers` says of this layer.
 pub const DETAIL: &str = "user, pid, mount, net, ipc, uts, cgroup";
 
-/// Clones the calling zygote into new namespaces.
+/// The same of a child without.
+pub const WITHOUT: &str = "none: the child sees that other processes and files exist, though not what is in them, and what it has started \
+                           outlives it";
+
+/// Clones the calling zygote, into new namespaces or into those that it has.
 ///
 /// # Safety
 ///
@@ -19,7 +23,10 @@ pub const DETAIL: &str = "user, pid, mount, net, ipc, uts, cgroup";
 ///
 /// What clone3(2) said.
 #[expect(unsafe_code, reason = "passes on the duty to be single-threaded")]
-pub(crate) unsafe fn clone_child(thread: ThreadFacts) -> Result<Cloned, Failure> {
+pub(crate) unsafe fn clone_child(thread: ThreadFacts, namespaces: bool) -> Result<Cloned, Failure> {
     // SAFETY: our caller vouches that the process is single-threaded.
-    unsafe { clone_sibling(CHILD_NAMESPACES, thread) }.fail_at(Layer::Namespaces, Step::Clone)
+    let cloned = unsafe {
+        if namespaces { clone_sibling(CHILD_NAMESPACES, thread) } else { clone_plain_sibling(thread) }
+    };
+    cloned.fail_at(Layer::Namespaces, Step::Clone)
 }

@@ -19,11 +19,20 @@ const PENDING_SIGNALS: u64 = 256;
 ///
 /// What the kernel refused. A kernel without keyrings has nothing to leave.
 pub fn enter() -> Result<(), Failure> {
-    setsid().fail_at(Layer::Session, Step::SetSession)?;
     match join_new_session_keyring() {
         Ok(()) | Err(Errno::NOSYS) => {}
         Err(errno) => return Err(errno).fail_at(Layer::Session, Step::JoinKeyring),
     }
+    enter_without_keyring()
+}
+
+/// The same where a container's seccomp profile forbids keyctl(2): to the child too, which so cannot use the keyring that it has.
+///
+/// # Errors
+///
+/// What the kernel refused.
+pub(crate) fn enter_without_keyring() -> Result<(), Failure> {
+    setsid().fail_at(Layer::Session, Step::SetSession)?;
     // At a limit of 0 the kernel writes no file, but still runs a core_pattern that is a program, as the host's root. At 1 it does
     // neither. Where the host has set a hard limit of 0 there is no way up to 1.
     let least = getrlimit(Resource::Core).maximum.map_or(1, |maximum| maximum.min(1));
@@ -35,4 +44,16 @@ pub fn enter() -> Result<(), Failure> {
         .map_or(PENDING_SIGNALS, |maximum| maximum.min(PENDING_SIGNALS));
     let limit = Rlimit { current: Some(most), maximum: Some(most) };
     setrlimit(Resource::Sigpending, limit).fail_at(Layer::Session, Step::LimitSignals)
+}
+
+/// Descriptors that a child has sent and nobody has received are charged to its user, who is the caller's if the caller is no root: it could
+/// send none any more. A child can have no more of them on the way than its own limit.
+///
+/// # Errors
+///
+/// What the kernel refused.
+pub(crate) fn leave_descriptors() -> Result<(), Failure> {
+    let most = getrlimit(Resource::Nofile).current.map(|current| current / 4 * 3);
+    setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most })
+        .fail_at(Layer::Session, Step::LimitDescriptors)
 }

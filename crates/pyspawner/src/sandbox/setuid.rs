@@ -1,7 +1,7 @@
 //! Layer `setuid`: real, effective and saved uid and gid 1000. See setresuid(2).
 
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
-use rustix::thread::{Gid, Uid, set_thread_res_gid, set_thread_res_uid};
+use rustix::thread::{Gid, Uid, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
 use crate::config::CHILD_ID;
 use crate::error::{FailAt, Failure, Step};
@@ -14,6 +14,18 @@ use crate::layer::Layer;
 /// What the kernel refused.
 pub fn enter() -> Result<(), Failure> {
     become_user(CHILD_ID).fail_at(Layer::Setuid, Step::SetUid)
+}
+
+/// Becomes a user of the host that nobody else is, and is in no groups: without namespaces, the user of this number is the same
+/// everywhere.
+///
+/// # Errors
+///
+/// What the kernel refused.
+pub(crate) fn enter_host_user(id: u32) -> Result<(), Failure> {
+    let none: [Gid; 0] = [];
+    set_thread_groups(&none).fail_at(Layer::Setuid, Step::SetGroups)?;
+    become_user(id).fail_at(Layer::Setuid, Step::SetUid)
 }
 
 /// Takes a uid and the gid of the same number. The gid first: without uid 0 it could not change any more.

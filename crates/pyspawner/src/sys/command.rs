@@ -1,8 +1,18 @@
 //! Starting another program with exactly one inherited descriptor.
 
+use std::ffi::{CStr, CString};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
+
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::io::write;
+use rustix::mount::{MountFlags, MountPropagationFlags, mount_bind, mount_change, mount_remount};
+use rustix::process::{getegid, geteuid};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use super::descriptors;
 
@@ -20,16 +30,69 @@ fn reset_signals() {
     }
 }
 
+/// What it takes to run a program from a read-only mount. `/proc/self/exe` leads back to the mount that a program was executed from, whatever
+/// its process and the clones of it see of the filesystem later: through a writable one, children could change the interpreter's mode and
+/// times, and those of the caller's own user its content.
+struct ProgramLock {
+    program: CString,
+    /// For a caller that is no root: its own ids, in a user namespace in which it may mount.
+    maps: Option<[(&'static CStr, String); 3]>,
+}
+
+impl ProgramLock {
+    /// `None` for a program that is not there: to run it will say so.
+    fn new(program: &Path) -> Option<Self> {
+        let program = CString::new(std::fs::canonicalize(program).ok()?.into_os_string().into_vec()).ok()?;
+        let (uid, gid) = (geteuid(), getegid());
+        let map = |id: u32| format!("{id} {id} 1\n");
+        let maps = [
+            (c"/proc/self/setgroups", "deny".to_owned()),
+            (c"/proc/self/uid_map", map(uid.as_raw())),
+            (c"/proc/self/gid_map", map(gid.as_raw())),
+        ];
+        Some(Self { program, maps: (!uid.is_root()).then_some(maps) })
+    }
+
+    /// Where namespaces are not allowed, there will be no children either, or only such as have no namespaces and a uid of their own.
+    fn apply(&self) -> io::Result<()> {
+        let user = if self.maps.is_some() { UnshareFlags::NEWUSER } else { UnshareFlags::empty() };
+        // SAFETY: only CLONE_FILES is the danger here, and it is not asked for.
+        if unsafe { unshare_unsafe(user | UnshareFlags::NEWNS) }.is_err() {
+            return Ok(());
+        }
+        for (path, text) in self.maps.iter().flatten() {
+            let file = openat(CWD, *path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+            write(&file, text.as_bytes())?;
+        }
+        match self.lock() {
+            // Some hosts allow a namespace and no mount in it. The zygote will find that out too, and make no children with namespaces.
+            Err(error) if self.maps.is_some() || error.raw_os_error() == Some(libc::EPERM) => Ok(()),
+            locked => locked,
+        }
+    }
+
+    fn lock(&self) -> io::Result<()> {
+        mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+        mount_bind(&self.program, &self.program)?;
+        let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
+        Ok(mount_remount(&self.program, flags, c"")?)
+    }
+}
+
 /// Lets `command` run in its own session (a Ctrl-C in the terminal does not reach it) with `socket` as the only descriptor
-/// above 2.
-pub(crate) fn isolate(command: &mut Command, socket: BorrowedFd<'_>) {
+/// above 2, and with a read-only mount of `program` in its own mount namespace.
+pub(crate) fn isolate(command: &mut Command, socket: BorrowedFd<'_>, program: &Path) {
     let number = socket.as_raw_fd();
+    let lock = ProgramLock::new(program);
     // SAFETY: runs between fork and exec, where only system calls are allowed. It makes no others, and allocates only on kernels
     // before 5.11, where glibc's fork has left malloc usable. The descriptor is open until the caller drops it, after spawn.
     unsafe {
         command.pre_exec(move || {
             rustix::process::setsid()?;
             reset_signals();
+            if let Some(lock) = &lock {
+                lock.apply()?;
+            }
             descriptors::close_on_exec_above_stdio(BorrowedFd::borrow_raw(number).as_fd())?;
             Ok(())
         });

@@ -1,51 +1,10 @@
 //! Small system calls without a safe face in rustix.
 
 use std::ffi::CStr;
-use std::os::fd::{AsFd, AsRawFd};
 
 use rustix::io::{Errno, Result};
 
 use super::check;
-
-/// `struct mount_attr` of `mount_setattr(2)`.
-#[repr(C)]
-#[derive(Default)]
-struct MountAttr {
-    attr_set: u64,
-    attr_clr: u64,
-    propagation: u64,
-    userns_fd: u64,
-}
-
-const MOUNT_ATTR_RDONLY: u64 = 0x1;
-const MOUNT_ATTR_NOSUID: u64 = 0x2;
-const MOUNT_ATTR_NODEV: u64 = 0x4;
-const AT_RECURSIVE: libc::c_int = 0x8000;
-
-/// Makes a tree of mounts read-only, nosuid, nodev and private, every mount in it.
-///
-/// # Errors
-///
-/// `ENOSYS` before Linux 5.12; else what `mount_setattr(2)` said.
-pub(crate) fn lock_mount_tree(mount: impl AsFd) -> Result<()> {
-    let attributes = MountAttr {
-        attr_set: MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV,
-        propagation: libc::MS_PRIVATE,
-        ..MountAttr::default()
-    };
-    // SAFETY: an empty path with AT_EMPTY_PATH is a static string, and the struct is live and of the size given.
-    check(unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            mount.as_fd().as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH | AT_RECURSIVE,
-            &raw const attributes,
-            size_of::<MountAttr>(),
-        )
-    })
-    .map(drop)
-}
 
 /// Leaves the caller's session keyring for a new, empty, anonymous one; keyctl(2).
 ///
@@ -59,6 +18,21 @@ pub(crate) fn join_new_session_keyring() -> Result<()> {
         libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>())
     })
     .map(drop)
+}
+
+/// The version of Landlock that the kernel has, 0 if none; `landlock_create_ruleset(2)`.
+pub(crate) fn landlock_abi() -> u8 {
+    const LANDLOCK_CREATE_RULESET_VERSION: libc::c_long = 1;
+    // SAFETY: with this flag the call takes no memory and answers a number.
+    let version = check(unsafe {
+        libc::syscall(
+            libc::SYS_landlock_create_ruleset,
+            std::ptr::null::<libc::c_void>(),
+            0_usize,
+            LANDLOCK_CREATE_RULESET_VERSION,
+        )
+    });
+    version.map_or(0, |version| u8::try_from(version).unwrap_or(u8::MAX))
 }
 
 /// Drops every capability that the kernel knows from the bounding set; capabilities(7).

@@ -4,10 +4,13 @@
 pub(crate) mod clone;
 pub(crate) mod command;
 pub(crate) mod descriptors;
+pub(crate) mod inside;
 pub(crate) mod kernel;
 pub(crate) mod mapping;
+pub(crate) mod mount;
 pub(crate) mod sigsys;
 pub(crate) mod title;
+pub(crate) mod user_namespace;
 pub(crate) mod wait;
 
 use rustix::io::{Errno, Result};

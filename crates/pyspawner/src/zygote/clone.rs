@@ -12,15 +12,18 @@ use rustix::io::Errno;
 use rustix::process::{Signal, pidfd_send_signal};
 
 use crate::channel::Channel;
+use crate::config::CHILD_ID;
 use crate::error::{FailAt, Failure, Step};
 use crate::layer::Layer;
 use crate::protocol::{Order, Report, Spawn};
-use crate::sandbox::{self, id_map, id_map::IdRanges, mounts, seccomp};
-use crate::sys::clone::{Cloned, ThreadFacts};
-use crate::sys::kernel::{exit_now, set_comm, settle_heap};
+use crate::sandbox;
+use crate::sandbox::mounts::{Template, stage::stage};
+use crate::sys::clone::Cloned;
+use crate::sys::kernel::{exit_now, set_comm};
 use crate::sys::{descriptors, title::Title};
 
-use super::template::{self, Needs};
+use super::host::{Host, HostUser, go_back};
+use super::plan::{Plan, Prepared};
 use super::watchdog::Watchdog;
 use super::{ZygoteError, receive};
 
@@ -56,54 +59,6 @@ pub struct ChildStart {
     pub args: OwnedFd,
 }
 
-/// What every clone needs and no request changes.
-#[derive(Debug)]
-pub(super) struct Plan {
-    thread: ThreadFacts,
-    ranges: IdRanges,
-    needs: Needs,
-    prepared: Prepared,
-}
-
-/// Whether what every child needs has been made.
-#[derive(Clone, Copy, Debug)]
-enum Prepared {
-    /// Nothing has been touched. What is in the way may go away while the zygote serves.
-    NotYet,
-    Yes,
-    /// It was begun, and cannot be begun again.
-    Never(Failure),
-}
-
-impl Plan {
-    pub(super) fn new(needs: Needs) -> Result<Self, ZygoteError> {
-        seccomp::plan();
-        let thread =
-            ThreadFacts::of_this_thread().map_err(ZygoteError::io("asking for the thread id's address"))?;
-        let ranges = IdRanges::new().map_err(ZygoteError::io("reading /proc"))?;
-        let mut plan = Self { thread, ranges, needs, prepared: Prepared::NotYet };
-        // Reported to whoever asks for a child.
-        let _ = plan.prepare();
-        settle_heap();
-        Ok(plan)
-    }
-
-    fn prepare(&mut self) -> Result<(), Failure> {
-        match self.prepared {
-            Prepared::Yes => return Ok(()),
-            Prepared::Never(failure) => return Err(failure),
-            Prepared::NotYet => {}
-        }
-        let prepared = id_map::drop_supplementary_groups().and_then(|()| template::prepare(&self.needs));
-        self.prepared = match prepared {
-            Ok(()) => Prepared::Yes,
-            Err(Failure { step: Step::DropGroups | Step::UnshareMounts, .. }) => Prepared::NotYet,
-            Err(failure) => Prepared::Never(failure),
-        };
-        prepared
-    }
-}
-
 /// The zygote as it serves.
 #[derive(Debug)]
 pub struct Zygote {
@@ -133,36 +88,37 @@ impl Zygote {
             let mut descriptors = request.descriptors.into_iter();
             let Some(private) = descriptors.next().map(Channel::from) else { continue };
             if request.descriptors_lost {
-                let failure = Failure::new(Layer::Mounts, Step::StageChroot, libc::EMFILE);
+                let failure = Failure::new(Layer::Mounts, Step::StageTree, libc::EMFILE);
                 report(&private, &Report::NotSpawned { failure, pid: None }, &[]);
                 continue;
             }
-            if let Err(failure) = self.plan.prepare() {
+            let namespaces = request.message.namespaces;
+            if let Err(failure) = if namespaces { self.plan.prepare() } else { Ok(()) } {
                 report(&private, &Report::NotSpawned { failure, pid: None }, &[]);
                 continue;
             }
             hooks.before();
-            let staged = descriptors.next();
-            let staged =
-                match self.check_threads().and_then(|()| staged.as_ref().map(mounts::stage).transpose()) {
-                    Ok(staged) => staged,
-                    Err(failure) => {
-                        hooks.after_in_parent();
-                        report(&private, &Report::NotSpawned { failure, pid: None }, &[]);
-                        continue;
-                    }
-                };
-            match self.clone() {
+            let trees: Vec<OwnedFd> = descriptors.collect();
+            let staged = match self.check_threads().and_then(|()| stage(&trees, self.plan.is_rootless())) {
+                Ok(staged) => staged,
+                Err(failure) => {
+                    hooks.after_in_parent();
+                    report(&private, &Report::NotSpawned { failure, pid: None }, &[]);
+                    continue;
+                }
+            };
+            let host_user = (!namespaces).then(HostUser::choose);
+            match self.clone(namespaces) {
                 Ok(Cloned::Child) => {
-                    std::mem::forget(staged);
-                    let start = self.become_child(private);
+                    std::mem::forget((staged, trees));
+                    let start = self.become_child(private, host_user);
                     hooks.after_in_child();
                     return Ok(Served::Child(start));
                 }
                 Ok(Cloned::Parent { pid, pidfd }) => {
                     // The child waits for this; the interpreter, whose every page is to be copied again, can wait for both.
-                    drop(staged);
-                    let reported = self.set_up(&private, pid, &pidfd);
+                    drop((staged, trees));
+                    let reported = self.set_up(&private, pid, &pidfd, host_user);
                     hooks.after_in_parent();
                     reported?;
                 }
@@ -175,9 +131,9 @@ impl Zygote {
     }
 
     #[expect(unsafe_code, reason = "the fork guard")]
-    fn clone(&self) -> Result<Cloned, Failure> {
+    fn clone(&self, namespaces: bool) -> Result<Cloned, Failure> {
         // SAFETY: single-threaded: `check_threads` has counted them, after the last foreign code that has run here.
-        unsafe { sandbox::namespaces::clone_child(self.plan.thread) }
+        unsafe { sandbox::namespaces::clone_child(self.plan.thread, namespaces) }
     }
 
     /// Fork hooks of imported modules run for every child, and may start threads.
@@ -191,11 +147,22 @@ impl Zygote {
     }
 
     /// The parent's half: id map, watchdog, report.
-    fn set_up(&self, private: &Channel, pid: i32, pidfd: &OwnedFd) -> Result<(), ZygoteError> {
-        let prepared = if self.plan.ranges.is_shared(pid.unsigned_abs()) {
+    fn set_up(
+        &self,
+        private: &Channel,
+        pid: i32,
+        pidfd: &OwnedFd,
+        host_user: Option<HostUser>,
+    ) -> Result<(), ZygoteError> {
+        let number = pid.unsigned_abs();
+        let prepared = if host_user.is_none() && self.plan.is_rootless() {
+            self.plan.ranges.write_single(pid).map(|()| None)
+        } else if self.plan.ranges.is_shared(number) {
             Err(Failure::new(Layer::IdMap, Step::ChooseIdRange, libc::EAGAIN))
+        } else if let Some(user) = host_user {
+            Ok(Some(user.first_id(&self.plan.ranges, number)))
         } else {
-            self.plan.ranges.write(pid)
+            self.plan.ranges.write(pid).map(Some)
         };
         let watched = prepared.and_then(|first_id| match self.watchdog.watch(pidfd.as_fd()) {
             Ok(()) => Ok(first_id),
@@ -226,10 +193,25 @@ impl Zygote {
 
     /// The child's half, from the clone to the inside of its sandbox. Any failure ends the process here.
     #[expect(unsafe_code, reason = "the fork guard")]
-    fn become_child(self, private: Channel) -> ChildStart {
+    fn become_child(self, private: Channel, host_user: Option<HostUser>) -> ChildStart {
         let guard = ExitOnUnwind;
         let (title, plan) = (self.title, self.plan);
-        std::mem::forget((self.channel, self.watchdog));
+        let Host { mounts, working_dir, visible, facts } = plan.host;
+        let place = match (plan.prepared, host_user) {
+            (Prepared::Yes(template), None) => Place::Stage(template),
+            (prepared, user) => {
+                // The zygote clones with namespaces only when it is prepared for that.
+                let user = user.unwrap_or_else(HostUser::choose);
+                let id = user.first_id(&plan.ranges, std::process::id()) + CHILD_ID;
+                let was_left = !matches!(prepared, Prepared::NotYet);
+                if let Err(failure) = if was_left { go_back(&mounts, &working_dir) } else { Ok(()) } {
+                    fail(&private, failure);
+                }
+                Place::Host { id, visible }
+            }
+        };
+        // Their descriptors are closed by number: an owner that is dropped later would close what has the number then.
+        std::mem::forget((self.channel, self.watchdog, mounts, facts));
         let proc = plan.ranges.into_proc();
         // SAFETY: the owners of the zygote's descriptors are forgotten or never returned to. Imported modules may own others, which
         // Python knows as numbers only.
@@ -248,7 +230,7 @@ impl Zygote {
             fail(&private, Failure::new(Layer::Session, Step::CloseDescriptors, errno.raw_os_error()));
         }
         report(&private, &Report::Born, &[]);
-        let args = obey(&private, title);
+        let args = obey(&private, title, &place);
         // The private socket goes with its owner; after it only the standard streams and the args are open.
         drop(private);
         std::mem::forget(guard);
@@ -256,17 +238,32 @@ impl Zygote {
     }
 }
 
+/// Where a child is born.
+enum Place {
+    /// In the stage, with namespaces.
+    Stage(Template),
+    /// In the host's own view, without.
+    Host { id: u32, visible: Vec<CString> },
+}
+
 /// Receives the two orders and carries them out. Answers what is left of the second: the args.
-fn obey(private: &Channel, title: Option<Title>) -> OwnedFd {
-    let orders = match private.recv::<Order>() {
+fn obey(private: &Channel, title: Option<Title>, place: &Place) -> OwnedFd {
+    let (orders, sent) = match private.recv::<Order>() {
         Ok(Some(received)) => match received.message {
-            Order::Enter(orders) => orders,
+            Order::Enter(_) if received.descriptors_lost => {
+                fail(private, Failure::new(Layer::Mounts, Step::ReceiveOrders, libc::EMFILE))
+            }
+            Order::Enter(orders) => (orders, received.descriptors),
             Order::Run => fail(private, Failure::new(Layer::Namespaces, Step::ReceiveOrders, libc::EPROTO)),
         },
         // The caller is gone, or gave this child up.
         _ => exit_now(1),
     };
-    let entered = sandbox::enter(&orders);
+    let entered = match (place, &orders.view) {
+        (Place::Stage(template), Some(view)) => sandbox::enter(&orders, view, sent, template),
+        (Place::Host { id, visible }, None) => sandbox::enter_without_namespaces(&orders, *id, visible),
+        _ => Err(Failure::new(Layer::Namespaces, Step::ReceiveOrders, libc::EPROTO)),
+    };
     // Before the report, so that the caller never finds the zygote's name on its child.
     let name = orders.process_name.as_deref().unwrap_or(DEFAULT_PROCESS_NAME);
     set_comm(&CString::new(name).unwrap_or_default());

@@ -5,6 +5,8 @@
 //! nothing about any of them.
 
 mod clone;
+mod host;
+mod plan;
 mod shared_memory;
 mod template;
 mod threads;
@@ -24,8 +26,8 @@ use crate::sys::descriptors;
 use crate::sys::kernel::set_comm;
 use crate::sys::title::Title;
 
-use clone::Plan;
 pub use clone::{ChildStart, ForkHooks, Served, Zygote};
+use plan::Plan;
 pub use template::Needs;
 use threads::Census;
 use watchdog::Watchdog;

@@ -1,38 +1,77 @@
 //! Layer `mounts`: what the child sees of the filesystem.
 //!
-//! With `chroot_dir`, a read-only, nosuid, nodev bind of that directory becomes the root by `pivot_root(2)`, and the old root is
-//! unmounted: unlike after chroot(2), there is no way out to walk. The caller opens the directory and copies its mounts
-//! ([`open_chroot`]), so that nobody can swap it between check and use. The zygote holds the copy in its own mount namespace during
-//! the clone (`stage`): copied from there into a less privileged namespace, its flags are locked, and not even a child with every
-//! capability in its own namespaces could make it writable again. The child puts it in place ([`enter`]).
+//! Three processes take part. The caller opens what the child is to get (`client/mounts.rs`), so that nobody can swap it between check
+//! and use. The zygote has changed its own root by `pivot_root(2)` to a copy of the host's tree that it has made harmless once
+//! (`zygote/template`), and mounts the trees of the next child on a *stage* out of sight (`stage.rs`). The child is born with that root,
+//! and mounts over it what is its own (`enter`); with `chroot_dir`, it changes to that tree by `pivot_root(2)`, and the old root is
+//! unmounted: unlike after chroot(2), there is no way out to walk. What the zygote has mounted is locked in the child's less privileged
+//! namespaces: not even a child with every capability there can make it writable or lift a cover.
 
+mod filesystem;
 mod lock;
+pub(crate) mod mountinfo;
+mod root;
+pub(crate) mod rootless;
+pub(crate) mod stage;
 
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
 
-use rustix::fs::{CWD, Mode, OFlags};
-use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
-use rustix::process::{chdir, fchdir, pivot_root};
+use rustix::fs::{CWD, FileType, Mode, mkdirat, mknodat, symlinkat};
+use rustix::io::Errno;
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
+use rustix::process::chdir;
 
 use crate::error::{FailAt, Failure, Step};
 use crate::layer::Layer;
+use crate::protocol::{Filesystem, MountOrder, View};
+use crate::sys::mount::Access;
+use filesystem::Tmpfs;
+pub(crate) use filesystem::{CHANGES, WORK};
 pub(crate) use lock::attach_locked;
+use root::{Root, attach, copy_of};
 
-/// Where the zygote holds a root during the clone: a directory that every system has, and that nobody needs meanwhile. Not `/`: a process
-/// whose root is covered may not make user namespaces.
-const STAGE: &str = "/proc";
+/// The most bytes of `/tmp`, `/var/tmp` and `/dev/shm` together, where the caller says nothing else.
+pub const PRIVATE_SIZE: u64 = 256 * 1024 * 1024;
 
-/// A detached copy of the mounts below `directory`, which must be a directory and not a symbolic link.
-///
-/// # Errors
-///
-/// A path that is missing or no directory; a kernel that refuses to mount.
-pub fn open_chroot(directory: &Path) -> Result<OwnedFd, Failure> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let directory =
-        rustix::fs::openat(CWD, directory, flags, Mode::empty()).fail_at(Layer::Mounts, Step::OpenChroot)?;
-    detached_copy(directory.as_fd(), Step::CloneChroot)
+/// The most files and directories in them.
+pub const PRIVATE_INODES: u64 = 65_536;
+
+/// What the zygote knows of the host's tree that it has staged.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Template {
+    /// Directories of which every child has an own, empty one.
+    pub(crate) private: Vec<PrivateDirectory>,
+    /// What children may not read of a `/proc`.
+    pub(crate) masked: Vec<Masked>,
+    /// The caller's working directory.
+    pub(crate) working_dir: CString,
+    /// The zygote is no root: what the caller sends it may open, and not mount. See `rootless.rs`.
+    pub(crate) rootless: bool,
+}
+
+/// Something in a `/proc` that children may not read.
+#[derive(Clone, Debug)]
+pub(crate) struct Masked {
+    pub(crate) name: CString,
+    pub(crate) is_directory: bool,
+}
+
+/// A directory of which every child has an own one.
+#[derive(Clone, Debug)]
+pub(crate) struct PrivateDirectory {
+    /// Where it is.
+    pub(crate) path: CString,
+    /// What the interpreter needs of the host's.
+    pub(crate) kept: Vec<Kept>,
+}
+
+/// Something in a private directory that is the same for every child.
+#[derive(Clone, Debug)]
+pub(crate) struct Kept {
+    pub(crate) name: CString,
+    /// Where a symbolic link leads to.
+    pub(crate) link: Option<CString>,
 }
 
 /// A detached copy of the mounts below `at`.
@@ -44,43 +83,181 @@ pub(crate) fn detached_copy(at: impl AsFd, step: Step) -> Result<OwnedFd, Failur
     open_tree(at, "", flags).fail_at(Layer::Mounts, step)
 }
 
-/// A root for the next clone. Dropped, it is unmounted.
-#[derive(Debug)]
-pub(crate) struct Staged(());
-
-/// Holds `root` where the next clone finds it.
-pub(crate) fn stage(root: &OwnedFd) -> Result<Staged, Failure> {
-    attach_locked(root, Path::new(STAGE))
-        .map_err(|failure| Failure { step: Step::StageChroot, ..failure })?;
-    Ok(Staged(()))
-}
-
-impl Drop for Staged {
-    fn drop(&mut self) {
-        // The mount is there, and a lazy unmount has no reason to fail.
-        let _ = unmount(STAGE, UnmountFlags::DETACH);
-    }
-}
-
-/// Makes the staged root the child's only filesystem, with `/` as its working directory. Without one the zygote's view stays: its mount
-/// namespace was made private, and stripped of what children may not see, before the first clone.
+/// Builds the child's root and changes to it. `sent` is what came with the orders; `owner` the uid and gid of user code.
 ///
 /// # Errors
 ///
 /// What the kernel refused.
-pub fn enter(staged: bool) -> Result<(), Failure> {
-    if !staged {
-        return Ok(());
+pub(crate) fn enter(
+    view: &View,
+    sent: Vec<OwnedFd>,
+    working_dir: Option<&CStr>,
+    owner: u32,
+    template: &Template,
+) -> Result<(), Failure> {
+    let mut builder = Builder { sent: sent.into_iter(), owner, template, scratch: None };
+    // Whatever mode is asked for is meant.
+    let umask = rustix::process::umask(Mode::empty());
+    let built = builder.build(view);
+    rustix::process::umask(umask);
+    built?.enter()?;
+    change_directory(view.chroot, working_dir, &template.working_dir)
+}
+
+fn change_directory(chroot: bool, wanted: Option<&CStr>, callers: &CStr) -> Result<(), Failure> {
+    if let Some(wanted) = wanted {
+        return chdir(wanted).fail_at(Layer::Mounts, Step::WorkingDir);
     }
-    // The staged mount itself is locked in its place, a copy of it is not; both keep the flags. The copy is mounted over the old root,
-    // then the two change places, and the old root goes with all that is mounted on it.
+    // A directory that the child cannot see, or cannot enter, is no place to be.
+    if chroot || chdir(callers).is_err() {
+        return chdir("/").fail_at(Layer::Mounts, Step::WorkingDir);
+    }
+    Ok(())
+}
+
+struct Builder<'a> {
+    sent: std::vec::IntoIter<OwnedFd>,
+    owner: u32,
+    template: &'a Template,
+    /// The filesystem of the private directories.
+    scratch: Option<OwnedFd>,
+}
+
+impl Builder<'_> {
+    fn build(&mut self, view: &View) -> Result<Root, Failure> {
+        let mut root = if view.chroot {
+            Root::of_tree(&stage::tree_path(0, true), self.owner)?
+        } else {
+            let mut root = Root::of_host(self.owner)?;
+            if view.proc {
+                self.add_proc(&mut root, c"/proc")?;
+            }
+            for directory in &self.template.private {
+                self.add_private(&mut root, directory)?;
+            }
+            root
+        };
+        for (index, order) in view.mounts.iter().enumerate() {
+            self.add(&mut root, order).map_err(|failure| failure.of_mount(index))?;
+        }
+        Ok(root)
+    }
+
+    fn add(&mut self, root: &mut Root, order: &MountOrder) -> Result<(), Failure> {
+        let target = order.target.as_c_str();
+        let mount = match order.filesystem {
+            Filesystem::Tree { number, is_directory } => {
+                copy_of(CWD, &stage::tree_path(number, is_directory))?
+            }
+            Filesystem::Sent => self.next_sent()?,
+            Filesystem::Tmpfs { size_bytes, max_inodes } => {
+                filesystem::tmpfs(&Tmpfs { size_bytes, max_inodes, mode: 0o755, owner: Some(self.owner) })?
+            }
+            Filesystem::Overlay { size_bytes } => {
+                let lower = self.next_sent()?;
+                let upper = match size_bytes {
+                    None => self.next_sent()?,
+                    Some(size_bytes) => {
+                        // A copy of a file takes a page at least.
+                        let max_inodes = size_bytes / 4096 + 64;
+                        filesystem::tmpfs(&Tmpfs { size_bytes, max_inodes, mode: 0o755, owner: None })?
+                    }
+                };
+                filesystem::overlay(lower, upper)?
+            }
+            Filesystem::Proc => return self.add_proc(root, target),
+            Filesystem::Dev { ptmx } => return self.add_dev(root, target, ptmx),
+        };
+        root.attach(mount, target)
+    }
+
+    fn next_sent(&mut self) -> Result<OwnedFd, Failure> {
+        let sent = self.sent.next().ok_or(Failure::new(Layer::Mounts, Step::ReceiveOrders, libc::EPROTO))?;
+        if self.template.rootless { rootless::mount_of(&sent, Access::Writable) } else { Ok(sent) }
+    }
+
+    fn add_proc(&mut self, root: &mut Root, target: &CStr) -> Result<(), Failure> {
+        let proc = filesystem::proc()?;
+        let copy = rustix::io::dup(&proc).fail_at(Layer::Mounts, Step::MountProc)?;
+        root.attach(copy, target)?;
+        for Masked { name, is_directory } in &self.template.masked {
+            let mask = copy_of(CWD, if *is_directory { stage::MASK_DIRECTORY } else { stage::MASK_FILE })?;
+            match move_mount(&mask, "", &proc, name, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH) {
+                // Not everything is in every pid namespace's.
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(errno) => return Err(errno).fail_at(Layer::Mounts, Step::MaskProc),
+            }
+        }
+        Ok(())
+    }
+
+    fn add_dev(&mut self, root: &mut Root, target: &CStr, ptmx: bool) -> Result<(), Failure> {
+        root.attach(copy_of(CWD, "/dev")?, target)?;
+        let shm = self.private(c"shm")?;
+        root.attach(shm, &below(target, c"shm"))?;
+        if ptmx {
+            root.attach(filesystem::devpts()?, &below(target, c"pts"))?;
+        }
+        Ok(())
+    }
+
+    /// A directory of the private filesystem, which is made with the first of them. They share it, and so its size.
+    fn private(&mut self, name: &CStr) -> Result<OwnedFd, Failure> {
+        let scratch = self.scratch.take().map_or_else(make_scratch, Ok)?;
+        match mkdirat(&scratch, name, Mode::from_raw_mode(0o1777)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(errno).fail_at(Layer::Mounts, Step::MountTmpfs),
+        }
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let directory = open_tree(&scratch, name, flags).fail_at(Layer::Mounts, Step::MountTmpfs)?;
+        self.scratch = Some(scratch);
+        Ok(directory)
+    }
+
+    fn add_private(&mut self, root: &mut Root, directory: &PrivateDirectory) -> Result<(), Failure> {
+        // Its name there does not matter, but must be one.
+        let name: Vec<u8> =
+            directory.path.to_bytes().iter().map(|byte| if *byte == b'/' { b'_' } else { *byte }).collect();
+        let own = self.private(&CString::new(name).unwrap_or_default())?;
+        let covered = root.find(&directory.path).fail_at(Layer::Mounts, Step::FindTarget)?;
+        attach(&own, covered.as_fd())?;
+        for kept in &directory.kept {
+            keep(kept, &covered, &own).fail_at(Layer::Mounts, Step::KeepInPrivate)?;
+        }
+        Ok(())
+    }
+}
+
+fn make_scratch() -> Result<OwnedFd, Failure> {
+    let scratch = filesystem::tmpfs(&Tmpfs {
+        size_bytes: PRIVATE_SIZE,
+        max_inodes: PRIVATE_INODES,
+        mode: 0o755,
+        owner: None,
+    })?;
+    // Before Linux 6.15 only what is mounted can be copied.
+    move_mount(&scratch, "", CWD, stage::SCRATCH, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .fail_at(Layer::Mounts, Step::MountTmpfs)?;
+    Ok(scratch)
+}
+
+/// Shows in `own` what the interpreter needs of the directory that it covers.
+fn keep(kept: &Kept, covered: &OwnedFd, own: &OwnedFd) -> rustix::io::Result<()> {
+    let Kept { name, link } = kept;
+    if let Some(target) = link {
+        return symlinkat(target, own, name);
+    }
     let flags =
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
-    let root = open_tree(CWD, STAGE, flags).fail_at(Layer::Mounts, Step::CloneChroot)?;
-    move_mount(&root, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-        .fail_at(Layer::Mounts, Step::MoveMount)?;
-    fchdir(&root).fail_at(Layer::Mounts, Step::ChangeDirectory)?;
-    pivot_root(".", ".").fail_at(Layer::Mounts, Step::PivotRoot)?;
-    unmount(".", UnmountFlags::DETACH).fail_at(Layer::Mounts, Step::UnmountOldRoot)?;
-    chdir("/").fail_at(Layer::Mounts, Step::ChangeDirectory)
+    let copy = open_tree(covered, name, flags)?;
+    if FileType::from_raw_mode(rustix::fs::fstat(&copy)?.st_mode).is_dir() {
+        mkdirat(own, name, Mode::from_raw_mode(0o755))?;
+    } else {
+        mknodat(own, name, FileType::RegularFile, Mode::from_raw_mode(0o444), 0)?;
+    }
+    move_mount(&copy, "", own, name, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+}
+
+fn below(directory: &CStr, name: &CStr) -> CString {
+    CString::new([directory.to_bytes(), b"/", name.to_bytes()].concat()).unwrap_or_default()
 }

@@ -2,7 +2,7 @@
 //! comparisons and installing stays cheap. (seccompiler makes a linear filter and sets `no_new_privs` itself, which is a layer of
 //! its own here.)
 
-use super::table::{Check, Rule, rules};
+use super::table::{Call, Check, Rule, rules};
 pub use crate::sys::kernel::Instruction;
 
 // Operations of classic BPF; linux/filter.h.
@@ -83,6 +83,24 @@ pub fn program() -> Vec<Instruction> {
     program
 }
 
+/// A filter that answers `EACCES` to these calls, and to socket pairs of datagrams, which can be sent elsewhere too. It lets all others
+/// through.
+pub(super) fn refusing(calls: &[Call], socketpair: u32) -> Vec<Instruction> {
+    const EACCES: u32 = errno(libc::EACCES);
+    let mut program = vec![load(NUMBER)];
+    for (number, _) in calls {
+        program.extend([unless_equal_skip(*number), answer(EACCES)]);
+    }
+    program.extend([
+        Instruction { code: JUMP_IF_EQUAL, jt: 1, jf: 0, k: socketpair },
+        answer(RET_ALLOW),
+        load(low(1)),
+        and(SOCKET_TYPE_MASK),
+    ]);
+    program.extend(switch(&CONNECTED_TYPES, RET_ALLOW, EACCES));
+    program
+}
+
 /// Runs of numbers with one answer: `(first number, code)`, the first from 0.
 fn leaves() -> Vec<(u32, Vec<Instruction>)> {
     let unknown = || vec![answer(ENOSYS)];
@@ -153,11 +171,17 @@ fn code_of_check(check: Check) -> Vec<Instruction> {
         ],
         Check::SocketFamily => socket(),
         Check::SocketPairFamily => on_argument(0, &switch(&[AF_UNIX], RET_ALLOW, EAFNOSUPPORT)),
+        Check::FcntlCommand => on_argument(1, &switch(&FILE_WATCHES, EPERM, RET_ALLOW)),
         Check::IoctlRequest => on_argument(1, &switch(&TERMINAL_REQUESTS, EPERM, RET_ALLOW)),
         Check::PrctlOption => on_argument(0, &switch(&PRCTL_OPTIONS, RET_ALLOW, EPERM)),
         Check::Personality => on_argument(0, &switch(&[0, u32::MAX], RET_ALLOW, EPERM)),
-        Check::MknodMode => mknod(1),
-        Check::MknodatMode => mknod(2),
+        Check::NodeMode(mode) => [mknod(mode), no_set_id(mode)].concat(),
+        Check::FileMode(mode) => no_set_id(mode),
+        Check::OpenMode(flags) => {
+            // Without one of these there is no mode.
+            let made = Instruction { code: JUMP_IF_ANY_BIT, jt: 1, jf: 0, k: MAKES_A_FILE };
+            [&[load(low(flags)), made, answer(RET_ALLOW)], no_set_id(flags + 1).as_slice()].concat()
+        }
         Check::MincoreLength => {
             vec![load(high(1)), unless_equal_skip(0), answer(RET_ALLOW), answer(errno(libc::ENOMEM))]
         }
@@ -199,6 +223,8 @@ const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
 /// `SOCK_STREAM` and `SOCK_DGRAM`: no raw sockets.
 const SOCKET_TYPES: [u32; 2] = [1, 2];
+/// `SOCK_STREAM` and `SOCK_SEQPACKET`: of a pair, what is sent goes to the other one.
+const CONNECTED_TYPES: [u32; 2] = [1, 5];
 /// `SOCK_TYPE_MASK`: the rest of the word is `SOCK_NONBLOCK` and `SOCK_CLOEXEC`.
 const SOCKET_TYPE_MASK: u32 = 0xf;
 /// The family's own, ICMP echo, TCP, UDP, `ICMPv6` echo.
@@ -226,13 +252,34 @@ fn socket() -> Vec<Instruction> {
     code
 }
 
+/// Refuses devices, and goes on with anything else.
 fn mknod(mode: u32) -> Vec<Instruction> {
     const S_IFMT: u32 = 0o170_000;
     const DEVICES: [u32; 2] = [0o020_000, 0o060_000];
     let mut code = vec![load(low(mode)), and(S_IFMT)];
-    code.extend(switch(&DEVICES, EPERM, RET_ALLOW));
+    for device in DEVICES {
+        code.extend([unless_equal_skip(device), answer(EPERM)]);
+    }
     code
 }
+
+/// `S_ISUID` and `S_ISGID`.
+const SET_ID: u32 = 0o6000;
+
+/// `O_CREAT`, and the bit of `O_TMPFILE` that is its own.
+const MAKES_A_FILE: u32 = 0o100 | 0o20_000_000;
+
+fn no_set_id(mode: u32) -> Vec<Instruction> {
+    vec![
+        load(low(mode)),
+        Instruction { code: JUMP_IF_ANY_BIT, jt: 0, jf: 1, k: SET_ID },
+        answer(EPERM),
+        answer(RET_ALLOW),
+    ]
+}
+
+/// `F_SETLEASE`, `F_NOTIFY`.
+const FILE_WATCHES: [u32; 2] = [1024, 1026];
 
 /// TIOCSTI, TIOCLINUX, TIOCSETD: the same on both architectures.
 const TERMINAL_REQUESTS: [u32; 3] = [0x5412, 0x541c, 0x5423];

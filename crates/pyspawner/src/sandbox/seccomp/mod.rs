@@ -24,6 +24,17 @@ pub fn plan() {
     sigsys::set_names(table::trapped_names());
 }
 
+/// Refuses what only namespaces make harmless: sockets, which would be the host's network, and System V's shared objects, which would be
+/// the host's. One filter more, before the other: the stricter answer counts.
+///
+/// # Errors
+///
+/// What the kernel refused.
+pub(crate) fn refuse_shared() -> Result<(), Failure> {
+    let filter = filter::refusing(&table::shared(), table::number(libc::SYS_socketpair));
+    install_filter(&filter).fail_at(Layer::Seccomp, Step::InstallFilter)
+}
+
 /// Installs the handler that names a blocked call, then the filter.
 ///
 /// # Errors

@@ -26,16 +26,22 @@ pub enum Check {
     SocketFamily,
     /// `socketpair`: unix.
     SocketPairFamily,
+    /// `fcntl`: nothing that tells of, or holds up, what others do with a file.
+    FcntlCommand,
     /// `ioctl`: nothing that types into a terminal or changes its line discipline.
     IoctlRequest,
     /// `prctl`: an allow-list of options.
     PrctlOption,
     /// `personality`: ask, or set the plain one.
     Personality,
-    /// `mknod`: no device nodes; the mode is argument 1.
-    MknodMode,
-    /// `mknodat`: no device nodes; the mode is argument 2.
-    MknodatMode,
+    /// `mknod` and its like: no device nodes, and no set-user-ID or set-group-ID bit; the mode is this argument.
+    NodeMode(u32),
+    /// `chmod` and its like: no set-user-ID or set-group-ID bit. On the host a file in a writable directory belongs to the caller, who may be
+    /// root. The mode is this argument.
+    FileMode(u32),
+    /// `open` and its like: the same, of a file that is made. The flags are this argument, the mode is the next. `openat2`, whose mode lies
+    /// in memory, is not there.
+    OpenMode(u32),
     /// `mincore`: less than 4 GiB. It cannot be interrupted, not even by SIGKILL, and walks terabytes for seconds.
     MincoreLength,
     /// `setrlimit`: the limit of core dumps stays, see `session.rs`; setting it seems to work. The resource is argument 0.
@@ -61,7 +67,7 @@ macro_rules! calls {
     clippy::cast_sign_loss,
     reason = "call numbers are small and not negative"
 )]
-const fn number(call: libc::c_long) -> u32 {
+pub(super) const fn number(call: libc::c_long) -> u32 {
     call as u32
 }
 
@@ -71,11 +77,11 @@ fn allowed() -> Vec<Call> {
     let mut calls = calls![
         // Files and directories.
         SYS_read SYS_write SYS_pread64 SYS_pwrite64 SYS_readv SYS_writev SYS_preadv SYS_pwritev SYS_preadv2 SYS_pwritev2
-        SYS_openat SYS_openat2 SYS_close SYS_close_range SYS_lseek SYS_fstat SYS_newfstatat SYS_statx SYS_statfs SYS_fstatfs
-        SYS_fcntl SYS_flock SYS_fsync SYS_fdatasync SYS_sync_file_range SYS_truncate SYS_ftruncate
+        SYS_close SYS_close_range SYS_lseek SYS_fstat SYS_newfstatat SYS_statx SYS_statfs SYS_fstatfs
+        SYS_flock SYS_fsync SYS_fdatasync SYS_sync_file_range SYS_truncate SYS_ftruncate
         SYS_fallocate SYS_fadvise64 SYS_readahead SYS_copy_file_range SYS_sendfile SYS_splice SYS_tee
         SYS_getdents64 SYS_getcwd SYS_chdir SYS_fchdir SYS_umask SYS_mkdirat SYS_unlinkat SYS_linkat SYS_symlinkat
-        SYS_readlinkat SYS_renameat2 SYS_faccessat SYS_faccessat2 SYS_fchmod SYS_fchmodat SYS_fchmodat2 SYS_fchown
+        SYS_readlinkat SYS_renameat2 SYS_faccessat SYS_faccessat2 SYS_fchown
         SYS_fchownat SYS_utimensat SYS_dup SYS_dup3 SYS_pipe2 SYS_memfd_create
         SYS_getxattr SYS_lgetxattr SYS_fgetxattr SYS_listxattr SYS_llistxattr SYS_flistxattr SYS_setxattr SYS_lsetxattr
         SYS_fsetxattr SYS_removexattr SYS_lremovexattr SYS_fremovexattr
@@ -111,8 +117,8 @@ fn allowed() -> Vec<Call> {
     ];
     #[cfg(target_arch = "x86_64")]
     calls.extend(calls![
-        SYS_open SYS_creat SYS_stat SYS_lstat SYS_access SYS_getdents SYS_mkdir SYS_rmdir SYS_unlink SYS_link SYS_symlink
-        SYS_readlink SYS_rename SYS_renameat SYS_chmod SYS_chown SYS_lchown SYS_utime SYS_utimes SYS_futimesat SYS_dup2
+        SYS_stat SYS_lstat SYS_access SYS_getdents SYS_mkdir SYS_rmdir SYS_unlink SYS_link SYS_symlink
+        SYS_readlink SYS_rename SYS_renameat SYS_chown SYS_lchown SYS_utime SYS_utimes SYS_futimesat SYS_dup2
         SYS_pipe SYS_poll SYS_select SYS_epoll_create SYS_epoll_wait SYS_eventfd SYS_signalfd SYS_pause
         SYS_alarm SYS_time SYS_fork SYS_vfork SYS_getpgrp SYS_getrlimit SYS_arch_prctl
     ]);
@@ -168,6 +174,23 @@ fn exhausted() -> Vec<Call> {
     calls
 }
 
+/// Calls that reach other processes where a child has no namespaces and no mounts of its own: sockets with an address, System V's objects,
+/// and what Landlock does not know of files: their times and attributes.
+#[rustfmt::skip]
+pub(super) fn shared() -> Vec<Call> {
+    #[allow(unused_mut, reason = "aarch64 has no others")]
+    let mut calls = calls![
+        SYS_socket SYS_bind SYS_connect SYS_listen SYS_accept SYS_accept4
+        SYS_shmget SYS_shmat SYS_shmdt SYS_shmctl SYS_semget SYS_semop SYS_semtimedop SYS_semctl SYS_msgget SYS_msgsnd
+        SYS_msgrcv SYS_msgctl
+        SYS_utimensat SYS_getxattr SYS_lgetxattr SYS_fgetxattr SYS_listxattr SYS_llistxattr SYS_flistxattr SYS_setxattr SYS_lsetxattr
+        SYS_fsetxattr SYS_removexattr SYS_lremovexattr SYS_fremovexattr
+    ];
+    #[cfg(target_arch = "x86_64")]
+    calls.extend(calls![SYS_utime SYS_utimes SYS_futimesat]);
+    calls
+}
+
 /// Calls whose arguments decide.
 fn checked() -> Vec<(Call, Check)> {
     let one = |calls: Vec<Call>, check| calls.into_iter().map(move |call| (call, check));
@@ -175,12 +198,20 @@ fn checked() -> Vec<(Call, Check)> {
     all.extend(one(calls![SYS_clone], Check::CloneFlags));
     all.extend(one(calls![SYS_socket], Check::SocketFamily));
     all.extend(one(calls![SYS_socketpair], Check::SocketPairFamily));
+    all.extend(one(calls![SYS_fcntl], Check::FcntlCommand));
     all.extend(one(calls![SYS_ioctl], Check::IoctlRequest));
     all.extend(one(calls![SYS_prctl], Check::PrctlOption));
     all.extend(one(calls![SYS_personality], Check::Personality));
+    all.extend(one(calls![SYS_mknodat], Check::NodeMode(2)));
+    all.extend(one(calls![SYS_fchmod], Check::FileMode(1)));
+    all.extend(one(calls![SYS_fchmodat SYS_fchmodat2], Check::FileMode(2)));
+    all.extend(one(calls![SYS_openat], Check::OpenMode(2)));
     #[cfg(target_arch = "x86_64")]
-    all.extend(one(calls![SYS_mknod], Check::MknodMode));
-    all.extend(one(calls![SYS_mknodat], Check::MknodatMode));
+    {
+        all.extend(one(calls![SYS_mknod], Check::NodeMode(1)));
+        all.extend(one(calls![SYS_chmod SYS_creat], Check::FileMode(1)));
+        all.extend(one(calls![SYS_open], Check::OpenMode(1)));
+    }
     #[cfg(target_arch = "x86_64")]
     all.extend(one(calls![SYS_setrlimit], Check::SetrlimitResource));
     all.extend(one(calls![SYS_mincore], Check::MincoreLength));

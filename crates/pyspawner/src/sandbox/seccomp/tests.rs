@@ -51,7 +51,7 @@ fn run(program: &[Instruction], architecture: u32, number: u32, arguments: [u64;
 /// What the table and its comments say, in plain Rust.
 #[expect(clippy::cast_possible_truncation, reason = "the kernel reads the low 32 bits of these arguments")]
 fn expected(number: u32, arguments: [u64; 6]) -> u32 {
-    let low = |index: usize| arguments[index] as u32;
+    let low = |index: u32| arguments[index as usize] as u32;
     let allow_if = |condition, refusal| if condition { ALLOW } else { refusal };
     let device = |mode: u32| matches!(mode & 0o170_000, 0o020_000 | 0o060_000);
     match rules().into_iter().find(|(ruled, _)| *ruled == number).map(|(_, rule)| rule) {
@@ -69,14 +69,18 @@ fn expected(number: u32, arguments: [u64; 6]) -> u32 {
                 _ => errno(97),
             },
             Check::SocketPairFamily => allow_if(low(0) == 1, errno(97)),
+            Check::FcntlCommand => allow_if(!matches!(low(1), 1024 | 1026), errno(1)),
             Check::IoctlRequest => allow_if(!matches!(low(1), 0x5412 | 0x541c | 0x5423), errno(1)),
             Check::PrctlOption => allow_if(
                 matches!(low(0), 1..=4 | 7 | 15 | 16 | 21 | 23 | 27 | 29 | 30 | 36..=42 | 0x5356_4d41),
                 errno(1),
             ),
             Check::Personality => allow_if(matches!(low(0), 0 | u32::MAX), errno(1)),
-            Check::MknodMode => allow_if(!device(low(1)), errno(1)),
-            Check::MknodatMode => allow_if(!device(low(2)), errno(1)),
+            Check::NodeMode(mode) => allow_if(!device(low(mode)) && low(mode) & 0o6000 == 0, errno(1)),
+            Check::FileMode(mode) => allow_if(low(mode) & 0o6000 == 0, errno(1)),
+            Check::OpenMode(flags) => {
+                allow_if(low(flags) & 0x40_0040 == 0 || low(flags + 1) & 0o6000 == 0, errno(1))
+            }
             Check::MincoreLength => allow_if(arguments[1] >> 32 == 0, errno(12)),
             Check::SetrlimitResource => allow_if(low(0) != 4, errno(0)),
             Check::PrlimitResource => allow_if(low(1) != 4 || arguments[2] == 0, errno(0)),
@@ -108,6 +112,9 @@ fn argument() -> impl Strategy<Value = u64> {
         Just(0o020_644),
         Just(0o060_644),
         Just(0o100_644),
+        Just(0o104_755),
+        Just(0o2_755),
+        Just(0o102),
         Just(0xffff_ffff),
         0_u64..64,
         any::<u32>().prop_map(u64::from),

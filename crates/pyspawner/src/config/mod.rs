@@ -1,29 +1,57 @@
 //! What a caller may ask for. Knows nobody; checked before anything is made.
 
+mod mounts;
+mod network;
+
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 
 use crate::layer::Layer;
+
+pub use mounts::{MAX_MOUNTS, Mount};
+pub use network::NetworkConfig;
 
 /// The uid and gid of user code inside the child's user namespace.
 pub const CHILD_ID: u32 = 1000;
 
-/// Longest interface name, in bytes: `IFNAMSIZ` less its NUL.
-const INTERFACE_NAME_MAX: usize = 15;
-
 /// The optional layers: those that `skip_sandbox_except` can name.
-pub const OPTIONAL_LAYERS: [Layer; 4] =
-    [Layer::DropCapabilities, Layer::Setuid, Layer::NoNewPrivs, Layer::Seccomp];
+pub const OPTIONAL_LAYERS: [Layer; 5] =
+    [Layer::DropCapabilities, Layer::Setuid, Layer::NoNewPrivs, Layer::Landlock, Layer::Seccomp];
 
 /// How to lock one child in.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SandboxConfig {
-    /// The directory to become the child's read-only root.
+    /// The directory to become the child's read-only root, with nothing else in it; `None`: the host's tree, less what is private.
     pub chroot_dir: Option<PathBuf>,
+    /// What to mount beside that, in this order.
+    pub mounts: Vec<Mount>,
+    /// The child's working directory in its root; `None`: the caller's, where the child can see it, else `/`.
+    pub working_dir: Option<PathBuf>,
+    /// Without `chroot_dir`: whether the child has a `/proc`.
+    pub proc: bool,
+    /// `false`: no namespaces, so no id map, network and mounts either; what Landlock and an own uid can do takes their place.
+    pub namespaces: bool,
+    /// The highest Landlock ABI to use, for tests.
+    pub max_landlock_abi: Option<u8>,
     /// A veth pair; without it the child has only a `lo` that is down.
     pub network: Option<NetworkConfig>,
     /// When not empty, only the optional layers of these names are on.
     pub skip_sandbox_except: Vec<String>,
+}
+
+impl Default for SandboxConfig {
+    fn default() -> Self {
+        Self {
+            chroot_dir: None,
+            mounts: Vec::new(),
+            working_dir: None,
+            proc: true,
+            namespaces: true,
+            max_landlock_abi: None,
+            network: None,
+            skip_sandbox_except: Vec::new(),
+        }
+    }
 }
 
 impl SandboxConfig {
@@ -50,89 +78,65 @@ impl SandboxConfig {
     /// The first field that makes no sense.
     pub fn validate(&self) -> Result<(), ConfigError> {
         if let Some(path) = &self.chroot_dir {
-            if path.as_os_str().is_empty() || path.as_os_str().as_encoded_bytes().contains(&0) {
-                return Err(ConfigError::ChrootDir { path: path.clone() });
-            }
+            check_path("chroot_dir", path)?;
         }
+        if let Some(path) = &self.working_dir {
+            check_inside("working_dir", path)?;
+        }
+        if !self.namespaces {
+            self.check_without_namespaces()?;
+        }
+        mounts::validate(&self.mounts, self.chroot_dir.is_some())?;
         self.network.as_ref().map_or(Ok(()), NetworkConfig::validate)
     }
 }
 
-/// A veth pair between the caller's network namespace and the child's.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NetworkConfig {
-    /// The interface's name on the caller's side.
-    pub kernel_veth_name: String,
-    /// The interface's name in the child.
-    pub child_veth_name: String,
-    /// The address of the caller's end, and the child's default gateway.
-    pub kernel_ipv4_address: String,
-    /// The address of the child's end, in the same /24.
-    pub child_ipv4_address: String,
-}
-
-impl NetworkConfig {
-    /// Both addresses, parsed: the kernel's, then the child's.
-    ///
-    /// # Errors
-    ///
-    /// An address that is malformed, is not a host's, or is not in the other's /24.
-    pub fn addresses(&self) -> Result<(Ipv4Addr, Ipv4Addr), ConfigError> {
-        let kernel = host_address("kernel_ipv4_address", &self.kernel_ipv4_address)?;
-        let child = host_address("child_ipv4_address", &self.child_ipv4_address)?;
-        if kernel.octets()[..3] != child.octets()[..3] {
-            return Err(ConfigError::DifferentNetworks { kernel, child });
+impl SandboxConfig {
+    /// What needs namespaces cannot be had without.
+    fn check_without_namespaces(&self) -> Result<(), ConfigError> {
+        let needs = [
+            ("chroot_dir", self.chroot_dir.is_some()),
+            ("network", self.network.is_some()),
+            ("mounts", !self.mounts.is_empty()),
+            ("proc=False", !self.proc),
+        ];
+        match needs.iter().find(|(_, wanted)| *wanted) {
+            Some((field, _)) => Err(ConfigError::NeedsNamespaces { field }),
+            None => Ok(()),
         }
-        if kernel == child {
-            return Err(ConfigError::SameAddress { address: kernel });
-        }
-        Ok((kernel, child))
-    }
-
-    /// Checks names and addresses.
-    ///
-    /// # Errors
-    ///
-    /// The first field that makes no sense.
-    pub fn validate(&self) -> Result<(), ConfigError> {
-        check_interface_name("kernel_veth_name", &self.kernel_veth_name)?;
-        check_interface_name("child_veth_name", &self.child_veth_name)?;
-        if self.kernel_veth_name == self.child_veth_name {
-            return Err(ConfigError::SameName { name: self.kernel_veth_name.clone() });
-        }
-        self.addresses().map(drop)
     }
 }
 
-/// As the kernel's `dev_valid_name` has it, and `lo` is taken in every namespace.
-fn check_interface_name(field: &'static str, name: &str) -> Result<(), ConfigError> {
-    let problem = if name.is_empty() {
+/// A path that a system call can take.
+fn check_path(field: &str, path: &Path) -> Result<(), ConfigError> {
+    let bytes = path.as_os_str().as_encoded_bytes();
+    let problem = if bytes.is_empty() {
         "is empty"
-    } else if name.len() > INTERFACE_NAME_MAX {
-        "is longer than 15 bytes"
-    } else if name == "lo" || name == "." || name == ".." {
-        "is reserved"
-    } else if name.bytes().any(|byte| {
-        matches!(byte, b'/' | b':' | b'%' | 0) || byte.is_ascii_whitespace() || byte.is_ascii_control()
-    }) {
-        "has a character that interface names cannot have"
+    } else if bytes.contains(&0) {
+        "has a NUL byte"
+    } else if bytes.len() >= PATH_MAX {
+        "is longer than 4,095 bytes"
     } else {
         return Ok(());
     };
-    Err(ConfigError::InterfaceName { field, name: name.to_owned(), problem })
+    Err(ConfigError::Path { field: field.to_owned(), path: path.to_owned(), problem })
 }
 
-fn host_address(field: &'static str, text: &str) -> Result<Ipv4Addr, ConfigError> {
-    let error = |problem| ConfigError::Address { field, text: text.to_owned(), problem };
-    let address: Ipv4Addr =
-        text.parse().map_err(|_| error("is not an IPv4 address such as 192.168.123.1"))?;
-    match address.octets() {
-        [0 | 127 | 224..=255, ..] => Err(error("is not an address that a host can have")),
-        [.., 0] => Err(error("is the network's own address (the last byte is 0)")),
-        [.., 255] => Err(error("is the network's broadcast address (the last byte is 255)")),
-        _ => Ok(address),
-    }
+/// A path in the child's root.
+fn check_inside(field: &str, path: &Path) -> Result<(), ConfigError> {
+    check_path(field, path)?;
+    let problem = if !path.is_absolute() {
+        "is not absolute: it is a path in the child's root, such as /data"
+    } else if path.components().any(|component| component == Component::ParentDir) {
+        "has a .. in it"
+    } else {
+        return Ok(());
+    };
+    Err(ConfigError::Path { field: field.to_owned(), path: path.to_owned(), problem })
 }
+
+/// The kernel's limit of a path, with its NUL.
+const PATH_MAX: usize = 4096;
 
 /// The most of a process name that ps can show, in bytes.
 pub const PROCESS_NAME_MAX: usize = 1024;
@@ -157,11 +161,29 @@ pub fn process_name(name: &str) -> Result<&str, ConfigError> {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
-    /// A path that no directory can have.
-    #[error("chroot_dir {path:?} is empty or has a NUL byte")]
-    ChrootDir {
+    /// A path that makes no sense where it stands.
+    #[error("{field} {path:?} {problem}")]
+    Path {
+        /// The field's name.
+        field: String,
         /// The path as given.
         path: PathBuf,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// Something that only namespaces can give.
+    #[error("{field} needs namespaces, and this configuration is without_namespaces()")]
+    NeedsNamespaces {
+        /// The field's name.
+        field: &'static str,
+    },
+    /// A mount that makes no sense.
+    #[error("mounts[{index}] {problem}")]
+    Mount {
+        /// Its place in the tuple.
+        index: usize,
+        /// What is wrong with it.
+        problem: &'static str,
     },
     /// A name that the kernel would refuse.
     #[error("{field} {name:?} {problem}")]
