@@ -158,8 +158,39 @@ def test_with_a_chroot_dir_and_without_one_it_begins_in_the_root(preloaded, root
     assert where(preloaded, chroot_dir=root) == "/ ['file', 'link', 'out', 'up', 'work']\n"
 
 
-def test_a_link_of_proc_is_no_way_out(preloaded, root):
-    """It is the child's own ``/proc``, and its working directory then is its own too."""
-    text = where(preloaded, chroot_dir=root, mounts=(Proc(),), working_dir="/proc/self/root")
-    assert "secret" not in text
-    assert text.startswith("/ [")
+@pytest.mark.parametrize("link", ["/proc/self/root", "/proc/self/cwd", "/proc/self/fd/3", "/proc/1/cwd"])
+@pytest.mark.parametrize("own_root", [True, False], ids=["in a chroot_dir", "in the host's tree"])
+def test_a_link_of_proc_is_no_way_in_or_out(preloaded, root, link, own_root):
+    """Before user code runs, some of them lead to where the child was put together."""
+    config = {"chroot_dir": root, "mounts": (Proc(),)} if own_root else {}
+    with pytest.raises(pyspawner.SandboxError) as caught:
+        where(preloaded, working_dir=link, **config)
+    assert caught.value.errno in (errno.ELOOP, errno.ENOENT, errno.EXDEV)
+    assert "working_dir" in str(caught.value)
+
+
+def test_a_link_that_an_earlier_child_has_left_leads_to_no_link_of_proc(client, root):
+    """In a directory that it may write to, at the place where the next one is to begin."""
+    outside = root.parent / "shared"
+    outside.mkdir()
+    mounts = (Bind(outside, str(outside), writable=True),)
+    leave = f"import os; os.symlink('/proc/self/cwd', {str(outside / 'work')!r})"
+    support.run(client, leave, sandbox=SandboxConfig(mounts=mounts)).text  # noqa: B018 (it checks how it ended)
+    with pytest.raises(pyspawner.SandboxError) as caught:
+        where(client, mounts=mounts, working_dir=outside / "work")
+    assert caught.value.errno == errno.ELOOP
+
+
+SWAPPED = """
+os.rename(here, here + ".old")
+os.symlink(target, here)
+print(run(client, "import os; print(os.getcwd(), os.path.exists('mask'))").text.strip())
+"""
+
+
+@pytest.mark.parametrize("target", ["/proc/self/cwd", "/proc/1/cwd"])
+def test_a_callers_directory_that_has_become_such_a_link_is_no_place_to_be(root, target):
+    here = root.parent / "callers"
+    here.mkdir()
+    text = run_caller(f"here, target = {str(here)!r}, {target!r}\n{SWAPPED}", cwd=here)
+    assert text.strip() == "/ False"

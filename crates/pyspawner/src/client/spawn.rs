@@ -80,10 +80,6 @@ impl Client {
         if let Some(first_id) = first_id {
             descriptors.give_to(first_id + request.sandbox.child_id());
         }
-        let sent = sources.owned_by(first_id, request.sandbox.child_id())?;
-        let mounts = MountOrders { view: sources.view, sent };
-        let layers = newborn.lock_in(request, mounts, &descriptors, interrupt)?;
-        let descriptions = layers::describe_all(&layers, request.sandbox, first_id);
         let proc = if request.sandbox.namespaces {
             None
         } else {
@@ -93,6 +89,10 @@ impl Client {
                     .map_err(Error::io("open"))?,
             )
         };
+        let sent = sources.owned_by(first_id, request.sandbox.child_id())?;
+        let mounts = MountOrders { view: sources.view, sent };
+        let layers = newborn.lock_in(request, mounts, &descriptors, interrupt)?;
+        let descriptions = layers::describe_all(&layers, request.sandbox, first_id);
         let (pid, pidfd) = newborn.release()?;
         Ok((Child { pid, pidfd, layers: descriptions, layer_times: layers, _proc: proc }, pipes))
     }

@@ -137,6 +137,9 @@ fn mounts(step: Step, errno: i32) -> &'static str {
         (Step::OpenSource, ENOTDIR) => {
             "the lower or upper of an Overlay must be a directory and not a symbolic link"
         }
+        (Step::LockProgram, _) => {
+            "without root, the interpreter must run from a read-only mount, which could not be made when the Client was: make a new Client"
+        }
         (Step::FindSource, ESTALE) => {
             "without root, the source of a mount must not lie on a filesystem that was mounted since the Client was made"
         }
@@ -178,13 +181,16 @@ fn mounts(step: Step, errno: i32) -> &'static str {
         (Step::MountOverlay, EINVAL | EPERM) => {
             "an Overlay needs Linux 5.19 or later, and an upper on a filesystem with user attributes"
         }
-        (Step::WorkingDir, ENOENT | ENOTDIR | EACCES) => {
+        (Step::WorkingDir, ENOENT | ENOTDIR | EACCES | ELOOP) => {
             "working_dir must be a directory in the child's root that its user may enter"
         }
-        (_, EPERM) => concat!(
-            "mounting is refused: CAP_SYS_ADMIN is missing, or an AppArmor or seccomp profile forbids it. ",
-            docker!()
-        ),
+        (_, EPERM)
+        | (Step::MakePrivate | Step::MountTmpfs | Step::MoveMount | Step::SetMountAttributes, EACCES) => {
+            concat!(
+                "mounting is refused: CAP_SYS_ADMIN is missing, or an AppArmor or seccomp profile forbids it. ",
+                docker!()
+            )
+        }
         _ => "",
     }
 }

@@ -50,6 +50,7 @@ steps! {
     AddRoute => "add the default route",
     UnshareUser => "unshare() the user namespace of a zygote that is no root",
     CheckGroups => "check what the caller's supplementary groups open",
+    LockProgram => "check that the interpreter runs from a read-only mount",
     UnshareMounts => "unshare() the zygote's mount namespace",
     MakePrivate => "make the mounts private",
     RemoveKernelsOwn => "look for mounts of /proc, /sys and their like elsewhere",

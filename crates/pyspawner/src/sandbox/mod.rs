@@ -19,7 +19,7 @@ use std::ffi::{CStr, CString};
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
-use rustix::process::chdir;
+use rustix::process::{chdir, getcwd};
 
 use crate::config::CHILD_ID;
 use crate::error::{FailAt, Failure, Step};
@@ -119,10 +119,12 @@ pub(crate) fn enter_without_namespaces(
     };
     let setuid = || {
         setuid::enter_host_user(id)?;
-        match &orders.working_dir {
-            Some(wanted) => chdir(wanted.as_c_str()).fail_at(Layer::Mounts, Step::WorkingDir),
-            None => Ok(()),
+        if let Some(wanted) = &orders.working_dir {
+            return chdir(wanted.as_c_str()).fail_at(Layer::Mounts, Step::WorkingDir);
         }
+        // As the user that it is now; what it may not enter is no place to be.
+        let here = getcwd(Vec::new()).unwrap_or_else(|_| c"/".to_owned());
+        chdir(here.as_c_str()).or_else(|_| chdir("/")).fail_at(Layer::Mounts, Step::WorkingDir)
     };
     give_up_powers(orders, &mut applied, &setuid, &landlock, &seccomp::refuse_shared)?;
     Ok(applied.layers)

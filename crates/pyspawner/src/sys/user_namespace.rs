@@ -31,7 +31,8 @@ pub(crate) fn make(uids: &str, gids: &str) -> Result<OwnedFd> {
     let pid = check(i64::from(unsafe {
         let top = stack.as_mut_ptr().add(stack.len()).cast::<libc::c_void>();
         let flags = CLONE_VM | CLONE_PIDFD | CLONE_NEWUSER;
-        libc::clone(wait_for_the_end, top, flags, std::ptr::null_mut(), &raw mut pidfd)
+        let maker = std::process::id() as usize as *mut libc::c_void;
+        libc::clone(wait_for_the_end, top, flags, maker, &raw mut pidfd)
     }));
     drop(signals);
     let pid = pid?;
@@ -78,8 +79,16 @@ impl Drop for BlockedSignals {
     }
 }
 
-/// Sleeps until it is killed.
-extern "C" fn wait_for_the_end(_: *mut libc::c_void) -> libc::c_int {
+/// Sleeps until it is killed, by its maker or with it. No call of these fails, so none touches `errno`, which is its maker's.
+extern "C" fn wait_for_the_end(maker: *mut libc::c_void) -> libc::c_int {
+    // SAFETY: system calls that take numbers only. To exit ends this process, which shares memory with its maker and nothing else.
+    unsafe {
+        libc::syscall(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
+        // It may have ended before it was to take this one along.
+        if libc::syscall(libc::SYS_getppid) != maker as libc::c_long {
+            libc::syscall(libc::SYS_exit, 0);
+        }
+    }
     loop {
         // SAFETY: a wait for nothing, for ever; no memory is passed.
         unsafe { libc::syscall(libc::SYS_ppoll, 0, 0, 0, 0, 0) };

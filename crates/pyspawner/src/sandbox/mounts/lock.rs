@@ -5,6 +5,7 @@
 //! can reach them.
 
 use std::fs::{self, File};
+use std::hint::black_box;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
@@ -50,12 +51,18 @@ fn attach_then_lock(copy: &OwnedFd, target: &Path) -> Result<(), Failure> {
     })
 }
 
+/// More than the table of any host.
+const TABLE_ROOM: usize = 1024 * 1024;
+
 fn lock(id: u32, mut mountinfo: File, target: &Path) -> io::Result<()> {
-    let mut table = Vec::new();
+    // Room for any table at once, so that all of it can be wiped: it names what was copied, and the zygote is to keep nothing of a child.
+    let mut table = Vec::with_capacity(TABLE_ROOM);
     mountinfo.read_to_end(&mut table)?;
+    let mounts = mountinfo::below(id, &table);
+    black_box(table.as_mut_slice()).fill(0);
     mount_change(target, MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     let locks = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
-    for mount in mountinfo::below(id, &table) {
+    for mount in mounts {
         let staged = mount.path.strip_prefix(stage::PLACE).unwrap_or(&mount.path);
         let path = if target.is_relative() { staged } else { &mount.path };
         mount_remount(path, locks | mount.flags, c"")?;

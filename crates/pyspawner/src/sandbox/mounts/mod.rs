@@ -17,14 +17,15 @@ pub(crate) mod stage;
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{CWD, FileType, Mode, mkdirat, mknodat, symlinkat};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, mkdirat, mknodat, openat, symlinkat};
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
-use rustix::process::chdir;
+use rustix::process::{chdir, fchdir};
 
 use crate::error::{FailAt, Failure, Step};
 use crate::layer::Layer;
 use crate::protocol::{Filesystem, MountOrder, View};
+use crate::sys::inside;
 use crate::sys::mount::Access;
 use filesystem::Tmpfs;
 pub(crate) use filesystem::{CHANGES, WORK};
@@ -101,18 +102,32 @@ pub(crate) fn enter(
     let built = builder.build(view);
     rustix::process::umask(umask);
     built?.enter()?;
+    // Nothing that led here is open any more: a path through /proc would find it.
+    drop(builder);
     change_directory(view.chroot, working_dir, &template.working_dir)
 }
 
+/// Leaves the stage, and goes where user code begins. The path may lead through what an earlier child has written: no link of a `/proc` is
+/// followed, of which one is the stage itself, and no other one out of the root.
 fn change_directory(chroot: bool, wanted: Option<&CStr>, callers: &CStr) -> Result<(), Failure> {
-    if let Some(wanted) = wanted {
-        return chdir(wanted).fail_at(Layer::Mounts, Step::WorkingDir);
+    let failed = Step::WorkingDir;
+    chdir("/").fail_at(Layer::Mounts, failed)?;
+    let root = open_path(c"/").fail_at(Layer::Mounts, failed)?;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let enter = |path: &CStr| fchdir(inside::find(&root, path, OFlags::DIRECTORY, resolve)?);
+    match wanted {
+        Some(wanted) => enter(wanted).fail_at(Layer::Mounts, failed),
+        None if chroot => Ok(()),
+        None => {
+            // A directory that the child cannot see, or cannot enter, is no place to be.
+            let _ = enter(callers);
+            Ok(())
+        }
     }
-    // A directory that the child cannot see, or cannot enter, is no place to be.
-    if chroot || chdir(callers).is_err() {
-        return chdir("/").fail_at(Layer::Mounts, Step::WorkingDir);
-    }
-    Ok(())
+}
+
+fn open_path(path: &CStr) -> rustix::io::Result<OwnedFd> {
+    openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
 }
 
 struct Builder<'a> {

@@ -66,7 +66,7 @@ impl Root {
             return Err(Failure::new(Layer::Mounts, Step::MatchTarget, errno));
         }
         attach(&mount, place.as_fd())?;
-        if target.to_bytes().iter().all(|byte| *byte == b'/') {
+        if target.to_bytes().iter().all(|byte| matches!(byte, b'/' | b'.')) {
             (self.top, self.is_other) = (mount, true);
         }
         Ok(())
@@ -137,7 +137,7 @@ impl Root {
         let mirror = filesystem::tmpfs(&filesystem::Tmpfs {
             size_bytes: MIRROR_MAX * 4096,
             max_inodes: 2 * MIRROR_MAX,
-            mode: stat.st_mode & 0o777,
+            mode: stat.st_mode & 0o755,
             owner: None,
         })?;
         attach(&mirror, directory.as_fd())?;
@@ -156,7 +156,11 @@ impl Root {
             if entries > MIRROR_MAX {
                 return Err(Failure::new(Layer::Mounts, failed, libc::E2BIG));
             }
-            mirror_entry(directory, &mirror, name).fail_at(Layer::Mounts, failed)?;
+            match mirror_entry(directory, &mirror, name) {
+                // Gone since it was listed.
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(errno) => return Err(errno).fail_at(Layer::Mounts, failed),
+            }
         }
         if is_root {
             self.top = rustix::io::dup(&mirror).fail_at(Layer::Mounts, failed)?;

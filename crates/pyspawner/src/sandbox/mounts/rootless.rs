@@ -28,9 +28,13 @@ pub(crate) fn mount_of(source: &OwnedFd, access: Access) -> Result<OwnedFd, Fail
     Ok(copy)
 }
 
+/// The kernel's longest path, and its NUL.
+const PATH_ROOM: usize = 4097;
+
 fn find(source: &OwnedFd) -> rustix::io::Result<OwnedFd> {
     let link = format!("{}/self/fd/{}", stage::PROC, source.as_fd().as_raw_fd());
-    let path = readlinkat(CWD, link, Vec::new())?;
+    // Room for any path at once: what is left behind when a buffer grows could not be wiped.
+    let path = readlinkat(CWD, link, Vec::with_capacity(PATH_ROOM))?;
     let open = openat(CWD, stage::OPEN, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
     // The path has no links in it: the kernel made it.
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;

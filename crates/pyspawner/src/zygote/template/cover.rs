@@ -1,9 +1,10 @@
 //! Covers: a tmpfs over a directory, and in it read-only binds of just what is needed of it. Nothing beside them is visible.
 
 use std::fs::{self, DirBuilder};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
@@ -81,20 +82,25 @@ const KERNELS_OWN: [&str; 17] = [
 
 /// Removes these from wherever a host may have them too, a chroot for example.
 pub(super) fn remove_kernels_own() -> Result<(), Failure> {
+    for path in kernels_own().fail_at(Layer::Mounts, Step::RemoveKernelsOwn)? {
+        let removed = unmount(&path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
+        // One that is locked here can be covered; one below another has gone with it.
+        if removed == Err(Errno::INVAL) && path.is_dir() {
+            cover(&path, std::iter::empty())?;
+        }
+    }
+    Ok(())
+}
+
+/// Where they are, but for the usual places.
+pub(super) fn kernels_own() -> io::Result<Vec<PathBuf>> {
     let usual = ["/proc", "/sys", "/dev"];
-    let table = fs::read("/proc/self/mountinfo").fail_at(Layer::Mounts, Step::RemoveKernelsOwn)?;
+    let table = fs::read("/proc/self/mountinfo")?;
     let elsewhere = mountinfo::all(&table).filter(|mount| {
         KERNELS_OWN.iter().any(|kind| kind.as_bytes() == mount.kind)
             && !usual.iter().any(|usual| mount.path.starts_with(usual))
     });
-    for mount in elsewhere {
-        let removed = unmount(&mount.path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
-        // One that is locked here can be covered; one below another has gone with it.
-        if removed == Err(Errno::INVAL) && mount.path.is_dir() {
-            cover(&mount.path, std::iter::empty())?;
-        }
-    }
-    Ok(())
+    Ok(elsewhere.map(|mount| mount.path).collect())
 }
 
 fn make_mount_point(path: &Path, source: &OwnedFd) -> Result<(), Failure> {

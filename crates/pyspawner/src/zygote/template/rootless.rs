@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Access, AtFlags, CWD, FileType, accessat};
+use rustix::fs::{Access, AtFlags, CWD, FileType, StatVfsMountFlags, accessat, statvfs};
 use rustix::process::{getegid, geteuid, getgroups};
 use rustix::thread::UnshareFlags;
 
@@ -29,6 +29,19 @@ pub(super) fn enter_namespaces() -> Result<(), Failure> {
 
 fn write(name: &str, text: &str, step: Step) -> Result<(), Failure> {
     fs::write(Path::new("/proc/self").join(name), text).fail_at(Layer::IdMap, step)
+}
+
+/// A child is the caller's user: through `/proc/self/exe` it could change the interpreter, but for the mount that the zygote was started from.
+///
+/// # Errors
+///
+/// `EROFS`: that mount is not read-only.
+pub(super) fn check_program() -> Result<(), Failure> {
+    let flags = statvfs("/proc/self/exe").fail_at(Layer::Mounts, Step::LockProgram)?.f_flag;
+    if flags.contains(StatVfsMountFlags::RDONLY) {
+        return Ok(());
+    }
+    Err(Failure::new(Layer::Mounts, Step::LockProgram, libc::EROFS))
 }
 
 /// Without root, supplementary groups stay. They must not open to children what strangers may not have. In a user namespace all foreign groups

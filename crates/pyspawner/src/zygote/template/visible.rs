@@ -6,6 +6,7 @@ use std::fs;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
+use super::cover::kernels_own;
 use super::hidden;
 use super::needs::{Item, Needs, is_shut, outermost, walk, wanted};
 
@@ -14,7 +15,8 @@ const SPECIAL: [&str; 2] = ["/proc", "/dev"];
 
 /// What children may read of the host: everything but what is hidden, and of that what the interpreter needs.
 pub(in crate::zygote) fn visible(needs: &Needs, user: u32) -> Vec<CString> {
-    let hidden = hidden::directories(user);
+    let mut hidden = hidden::directories(user);
+    hidden.extend(kernels_own().unwrap_or_default());
     let is_forbidden = |path: &Path| hidden.contains(path) || is_shut(path);
     let mut paths = Vec::new();
     collect(Path::new("/"), &hidden, &mut paths);
