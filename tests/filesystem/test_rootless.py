@@ -843,3 +843,18 @@ def test_nothing_is_left_behind(user, directory):
     assert user.processes() == []
     assert Path("/proc/self/mountinfo").read_text() == mounts
     assert state(directory) == before
+
+
+NO_IDS = """
+import pyspawner
+try:
+    pyspawner.Client(child_main="support.run_source")
+except pyspawner.ZygoteStartError as error:
+    print(error)
+"""
+
+
+def test_user_namespaces_that_get_no_ids_are_an_error_that_names_the_switch(user):
+    """As AppArmor has it on some hosts. Here it is a read-only /proc that takes no map."""
+    wrapper = ["unshare", "--mount", "sh", "-c", 'mount -o remount,bind,ro /proc && exec "$@"', "sh"]
+    assert "kernel.apparmor_restrict_unprivileged_userns" in user.python(NO_IDS, wrapper=wrapper)

@@ -21,6 +21,12 @@ pub enum StartError {
         /// What execve(2) or fork(2) said.
         source: io::Error,
     },
+    /// Rootless, and the host gives an ordinary user's namespaces no ids.
+    #[error(
+        "an ordinary user may make user namespaces here and not use them: see the sysctl kernel.apparmor_restrict_unprivileged_userns, or run \
+         as root"
+    )]
+    NoUserNamespace,
     /// The interpreter ended before it spoke to us: it is no Python, or has no pyspawner.
     #[error(
         "{executable:?} ended before the zygote was up ({status}); is it a Python, and is pyspawner installed in it?{}",

@@ -18,7 +18,7 @@ use crate::channel::{Channel, ChannelError, Received};
 use crate::config::PROCESS_NAME_MAX;
 use crate::error::{Error, StartError, Status};
 use crate::protocol::{FromZygote, ProtocolError, Start, ToZygote};
-use crate::sys::command::isolate;
+use crate::sys::command::{NO_IDS, isolate};
 use crate::sys::wait::{kill_unreaped, reap_unreaped};
 
 /// The most of a dying interpreter's standard error that goes into an exception, in bytes.
@@ -165,9 +165,10 @@ impl Starting {
         command.env_clear().envs(options.environment.iter().map(|(key, value)| (key, value)));
         command.stdin(Stdio::from(empty)).stdout(Stdio::from(stdout)).stderr(Stdio::from(stderr));
         isolate(&mut command, theirs.as_fd(), &options.executable);
-        let mut child = command
-            .spawn()
-            .map_err(|source| StartError::Execute { executable: options.executable.clone(), source })?;
+        let mut child = command.spawn().map_err(|source| match source.raw_os_error() {
+            Some(NO_IDS) => StartError::NoUserNamespace,
+            _ => StartError::Execute { executable: options.executable.clone(), source },
+        })?;
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(Errno::SRCH);
         // Nobody has reaped it: `child` does not when it is dropped, and it cannot have been waited for by number yet, or pidfd_open says so.
         let (pid, pidfd) = pid

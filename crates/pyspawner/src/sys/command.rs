@@ -39,6 +39,9 @@ struct ProgramLock {
     maps: Option<[(&'static CStr, String); 3]>,
 }
 
+/// What comes back from between fork and exec where a user namespace was made and may have no ids: an errno that no call there has.
+pub(crate) const NO_IDS: i32 = libc::EUSERS;
+
 impl ProgramLock {
     /// `None` for a program that is not there: to run it will say so.
     fn new(program: &Path) -> Option<Self> {
@@ -61,8 +64,11 @@ impl ProgramLock {
             return Ok(());
         }
         for (path, text) in self.maps.iter().flatten() {
-            let file = openat(CWD, *path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
-            write(&file, text.as_bytes())?;
+            let written = openat(CWD, *path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+                .and_then(|file| write(&file, text.as_bytes()));
+            if written.is_err() {
+                return Err(io::Error::from_raw_os_error(NO_IDS));
+            }
         }
         // Some hosts allow a namespace and no mount in it. The zygote will find that out too, and make no children with namespaces. For an
         // ordinary user it checks this very lock; children of root are other users, whom permissions keep from the program.

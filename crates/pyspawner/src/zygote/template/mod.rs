@@ -55,9 +55,9 @@ pub(super) fn prepare(needs: &Needs, rights: Rights) -> Result<Template, Failure
     match rights {
         Rights::Root => unshare(UnshareFlags::NEWNS).fail_at(Layer::Mounts, Step::UnshareMounts)?,
         Rights::User => {
-            rootless::check_program()?;
             rootless::check_groups(needs)?;
             rootless::enter_namespaces()?;
+            rootless::check_program()?;
         }
     }
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
