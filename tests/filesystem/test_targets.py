@@ -661,3 +661,8 @@ def test_a_wrong_one_is_noticed_before_anything_is_made(client, directory):
     with pytest.raises(ValueError, match=r"mounts\[1\]"):
         run(client, "pass", *mounts)
     assert os.listdir(upper) == []
+
+
+def test_a_name_of_dots_only_is_a_name(client):
+    code = "import os; print(os.listdir('/...'), os.path.isdir('/usr'))"
+    assert run(client, code, Tmpfs("/...")) == "[] True\n"

@@ -66,7 +66,7 @@ impl Root {
             return Err(Failure::new(Layer::Mounts, Step::MatchTarget, errno));
         }
         attach(&mount, place.as_fd())?;
-        if target.to_bytes().iter().all(|byte| matches!(byte, b'/' | b'.')) {
+        if names(target).next().is_none() {
             (self.top, self.is_other) = (mount, true);
         }
         Ok(())
@@ -81,8 +81,7 @@ impl Root {
 
     /// Makes what is missing of `target`.
     fn make(&mut self, target: &CStr, is_directory: bool) -> Result<OwnedFd, Failure> {
-        let names: Vec<&[u8]> = target.to_bytes().split(|byte| *byte == b'/').collect();
-        let names: Vec<&[u8]> = names.into_iter().filter(|name| !matches!(*name, b"" | b".")).collect();
+        let names: Vec<&[u8]> = names(target).collect();
         let mut at = b"/".to_vec();
         for (index, name) in names.iter().enumerate() {
             let parent = at.clone();
@@ -201,6 +200,11 @@ impl Root {
         }
         Ok(())
     }
+}
+
+/// The names in a path, from the root on; the root has none.
+fn names(path: &CStr) -> impl Iterator<Item = &[u8]> {
+    path.to_bytes().split(|byte| *byte == b'/').filter(|name| !matches!(*name, b"" | b"."))
 }
 
 fn is_directory(file: &OwnedFd) -> rustix::io::Result<bool> {
