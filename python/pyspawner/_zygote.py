@@ -53,11 +53,13 @@ def main() -> None:
     for finalizer in finalize._registry.values():
         finalizer.atexit = False
 
+    # Bound to names, because every child would free them otherwise.
+    installation, search_path = _installation(), [Path(entry or ".") for entry in sys.path]
     # Children neither collect nor move what is here: a collection would copy every page.
     gc.collect()
     gc.freeze()
 
-    args = boot.serve(_installation(), [Path(entry or ".") for entry in sys.path])
+    args = boot.serve(installation, search_path)
     if args is None:
         os._exit(0)
     _child.run(child_main, args, reseeding)

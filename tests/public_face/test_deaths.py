@@ -261,3 +261,17 @@ def test_a_stopped_zygote_is_ended_by_close():
     zygote = client.zygote_pid
     client.close()
     assert not is_alive(zygote)
+
+
+def test_the_watchdog_sleeps_while_the_caller_keeps_a_child_that_has_ended(client: pyspawner.Client) -> None:
+    child = spawn(client, "")
+    assert communicate(child).exitcode == 0
+    assert client._native is not None
+    syscall = Path(f"/proc/{client._native.watchdog_pid}/syscall")
+    # The kernel says "running" of a process that does not wait.
+    times_asleep = 0
+    deadline = time.monotonic() + 30
+    while times_asleep < 100:
+        assert time.monotonic() < deadline, "it does not come to rest"
+        times_asleep = 0 if syscall.read_text().startswith("running") else times_asleep + 1
+    del child

@@ -96,7 +96,7 @@ impl Boot {
         self.core()?;
         let Some(boot) = self.core.take() else { return Ok(None) };
         let served = boot
-            .ready(&Needs { installation, search_path })
+            .ready(Needs { installation, search_path })
             .and_then(|zygote| zygote.serve(&mut CPython))
             .map_err(|error| from_zygote(&error))?;
         match served {

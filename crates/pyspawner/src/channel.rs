@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, shutdown, socketpair,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recv, recvmsg, sendmsg, shutdown, socketpair,
     sockopt,
 };
 
@@ -116,23 +116,19 @@ impl Channel {
 
     /// Waits for one message; `None` at end of file. A descriptor that arrives is close-on-exec.
     pub(crate) fn recv<M: Message>(&self) -> Result<Option<Received<M>>, ChannelError> {
-        let mut frame = vec![0; M::MAX_FRAME];
+        let length = match self.next_length() {
+            // The other end was closed with our messages still unread. That is told once, before what it has sent itself, and the end.
+            Err(Errno::CONNRESET) => self.next_length(),
+            length => length,
+        }?;
+        let mut frame = vec![0; length.min(M::MAX_FRAME)];
         let mut space =
             [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS + 1), ScmCredentials(1))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let mut receive = || {
-            retry_on_intr(|| {
-                let mut parts = [IoSliceMut::new(&mut frame)];
-                // With TRUNC the kernel tells a frame's whole length, even where it is cut.
-                recvmsg(&self.socket, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC | RecvFlags::TRUNC)
-            })
-        };
-        let received = match receive() {
-            // The other end was closed with our messages still unread. That is told once, before what it has sent itself, and the end.
-            Err(Errno::CONNRESET) => receive(),
-            received => received,
-        };
-        let received = received?;
+        let received = retry_on_intr(|| {
+            let mut parts = [IoSliceMut::new(&mut frame)];
+            recvmsg(&self.socket, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC)
+        })?;
         let mut descriptors = Vec::new();
         let mut sender = None;
         for item in ancillary.drain() {
@@ -147,8 +143,8 @@ impl Channel {
         if received.bytes == 0 {
             return Ok(None);
         }
-        if received.flags.contains(ReturnFlags::TRUNC) {
-            return Err(ProtocolError::Oversized { length: received.bytes, limit: M::MAX_FRAME }.into());
+        if length > M::MAX_FRAME {
+            return Err(ProtocolError::Oversized { length, limit: M::MAX_FRAME }.into());
         }
         let message = protocol::decode::<M>(&frame[..received.bytes])?;
         let descriptors_lost = received.flags.contains(ReturnFlags::CTRUNC);
@@ -159,6 +155,13 @@ impl Channel {
             protocol::check_descriptors(&message, descriptors.len() + 1)?;
         }
         Ok(Some(Received { message, descriptors, descriptors_lost, sender }))
+    }
+
+    /// Waits for a message and tells its length: a buffer for the longest that there may be would cost a newborn child more than most of its sandbox.
+    fn next_length(&self) -> rustix::io::Result<usize> {
+        let flags = RecvFlags::PEEK | RecvFlags::TRUNC;
+        let mut nothing: [u8; 0] = [];
+        retry_on_intr(|| recv(&self.socket, &mut nothing, flags)).map(|(_, length)| length)
     }
 
     /// Ends the conversation for every process that holds this end: the other one reads what is queued, then end of file.

@@ -8,7 +8,7 @@ use std::collections::hash_map::DefaultHasher;
 use std::fs::{self, File};
 use std::hash::{Hash, Hasher};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 
 use rustix::fs::{Mode, OFlags};
@@ -54,12 +54,6 @@ impl IdRanges {
     #[must_use]
     pub fn proc(&self) -> &File {
         &self.proc
-    }
-
-    /// The same, for a clone that chooses no ranges.
-    #[must_use]
-    pub fn into_proc(self) -> OwnedFd {
-        self.proc.into()
     }
 
     /// The first host id of the range of the child `pid`.

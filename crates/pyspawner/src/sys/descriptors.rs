@@ -27,25 +27,22 @@ pub(crate) fn inherit(number: RawFd) -> Result<OwnedFd> {
 ///
 /// # Safety
 ///
-/// Owners of the closed descriptors must never be dropped or used again. A child gives up the memory of the zygote's owners
-/// with `mem::forget` or never returns to them.
-pub(crate) unsafe fn close_all_except(proc: OwnedFd, keep: &[BorrowedFd<'_>]) -> Result<()> {
+/// Owners of the closed descriptors, that of `proc` with them, must never be dropped or used again.
+pub(crate) unsafe fn close_all_except(proc: BorrowedFd<'_>, keep: &[BorrowedFd<'_>]) -> Result<()> {
     let mut keep: Vec<RawFd> = keep.iter().map(AsRawFd::as_raw_fd).collect();
     keep.sort_unstable();
     match close_between(&keep) {
         Err(Errno::NOSYS | Errno::PERM) => {
-            for number in open_numbers(&proc)? {
+            for number in open_numbers(proc)? {
                 if !keep.contains(&number) {
                     // SAFETY: closing numbers touches no memory; this function passes the duty on to its caller.
                     unsafe { libc::close(number) };
                 }
             }
+            Ok(())
         }
-        other => other?,
+        other => other,
     }
-    // Closed above, by its number.
-    std::mem::forget(proc);
-    Ok(())
 }
 
 fn close_between(keep: &[RawFd]) -> Result<()> {

@@ -1,4 +1,4 @@
-//! Shared memory made private, in place.
+//! Memory of this process changed in place.
 
 use std::fs::File;
 use std::io;
@@ -48,4 +48,16 @@ pub(crate) unsafe fn make_private(start: usize, length: usize, protection: i32) 
     // SAFETY: still the mapping made above.
     unsafe { libc::munmap(copy, length) };
     Err(error)
+}
+
+/// Has the kernel gather pages into a huge one, if it can. See `MADV_COLLAPSE` in madvise(2).
+///
+/// # Safety
+///
+/// `[start, start + length)` is private memory of no file. Its contents stay the same.
+pub(crate) unsafe fn collapse(start: usize, length: usize) {
+    // SAFETY: changes only how the memory is kept; our caller vouches for whose it is.
+    unsafe {
+        libc::madvise(ptr::with_exposed_provenance_mut::<libc::c_void>(start), length, libc::MADV_COLLAPSE)
+    };
 }

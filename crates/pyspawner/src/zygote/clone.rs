@@ -5,6 +5,7 @@
 //! alone: orders, sandbox, then stdin, stdout, stderr and args.
 
 use std::ffi::CString;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::AtFlags;
@@ -195,29 +196,28 @@ impl Zygote {
     #[expect(unsafe_code, reason = "the fork guard")]
     fn become_child(self, private: Channel, host_user: Option<HostUser>) -> ChildStart {
         let guard = ExitOnUnwind;
-        let (title, plan) = (self.title, self.plan);
-        let Host { mounts, working_dir, visible, facts } = plan.host;
-        let place = match (plan.prepared, host_user) {
+        // The zygote's for ever: its descriptors are closed by number, and to free its memory would copy it.
+        let zygote = ManuallyDrop::new(self);
+        let plan = &zygote.plan;
+        let Host { mounts, working_dir, visible, .. } = &plan.host;
+        let place = match (&plan.prepared, host_user) {
             (Prepared::Yes(template), None) => Place::Stage(template),
             (prepared, user) => {
                 // The zygote clones with namespaces only when it is prepared for that.
                 let user = user.unwrap_or_else(HostUser::choose);
                 let id = user.first_id(&plan.ranges, std::process::id()) + CHILD_ID;
                 let was_left = !matches!(prepared, Prepared::NotYet);
-                if let Err(failure) = if was_left { go_back(&mounts, &working_dir) } else { Ok(()) } {
+                if let Err(failure) = if was_left { go_back(mounts, working_dir) } else { Ok(()) } {
                     fail(&private, failure);
                 }
                 Place::Host { id, visible }
             }
         };
-        // Their descriptors are closed by number: an owner that is dropped later would close what has the number then.
-        std::mem::forget((self.channel, self.watchdog, mounts, facts));
-        let proc = plan.ranges.into_proc();
-        // SAFETY: the owners of the zygote's descriptors are forgotten or never returned to. Imported modules may own others, which
-        // Python knows as numbers only.
+        // SAFETY: the owners of the zygote's descriptors are never dropped, and not used again but for `proc`, of which `close_all_except`
+        // takes care. Imported modules may own others, which Python knows as numbers only.
         let closed = unsafe {
             descriptors::close_all_except(
-                proc,
+                plan.ranges.proc().as_fd(),
                 &[
                     BorrowedFd::borrow_raw(0),
                     BorrowedFd::borrow_raw(1),
@@ -230,7 +230,7 @@ impl Zygote {
             fail(&private, Failure::new(Layer::Session, Step::CloseDescriptors, errno.raw_os_error()));
         }
         report(&private, &Report::Born, &[]);
-        let args = obey(&private, title, &place);
+        let args = obey(&private, zygote.title, &place);
         // The private socket goes with its owner; after it only the standard streams and the args are open.
         drop(private);
         std::mem::forget(guard);
@@ -239,15 +239,15 @@ impl Zygote {
 }
 
 /// Where a child is born.
-enum Place {
+enum Place<'a> {
     /// In the stage, with namespaces.
-    Stage(Template),
+    Stage(&'a Template),
     /// In the host's own view, without.
-    Host { id: u32, visible: Vec<CString> },
+    Host { id: u32, visible: &'a [CString] },
 }
 
 /// Receives the two orders and carries them out. Answers what is left of the second: the args.
-fn obey(private: &Channel, title: Option<Title>, place: &Place) -> OwnedFd {
+fn obey(private: &Channel, title: Option<Title>, place: &Place<'_>) -> OwnedFd {
     let (orders, sent) = match private.recv::<Order>() {
         Ok(Some(received)) => match received.message {
             Order::Enter(_) if received.descriptors_lost => {

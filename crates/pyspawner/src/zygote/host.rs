@@ -28,7 +28,7 @@ pub(super) struct Host {
     /// What may be read there.
     pub(super) visible: Vec<CString>,
     /// Open, so that Landlock's rules for them last.
-    pub(super) facts: Vec<OwnedFd>,
+    pub(super) _facts: Vec<OwnedFd>,
 }
 
 impl Host {
@@ -39,7 +39,7 @@ impl Host {
             mounts: File::open("/proc/self/ns/mnt").map_err(ZygoteError::io("reading /proc"))?,
             working_dir: getcwd(Vec::new()).unwrap_or_else(|_| c"/".to_owned()),
             visible: visible(needs, geteuid().as_raw()),
-            facts: FACTS.into_iter().filter_map(|fact| open(fact).ok()).collect(),
+            _facts: FACTS.into_iter().filter_map(|fact| open(fact).ok()).collect(),
         })
     }
 }

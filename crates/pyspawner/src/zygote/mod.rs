@@ -6,6 +6,8 @@
 
 mod clone;
 mod host;
+mod huge_pages;
+mod mappings;
 mod plan;
 mod shared_memory;
 mod template;
@@ -216,7 +218,7 @@ impl Boot {
     /// # Errors
     ///
     /// A second thread is left; the caller is gone.
-    pub fn ready(self, needs: &Needs) -> Result<Zygote, ZygoteError> {
+    pub fn ready(self, needs: Needs) -> Result<Zygote, ZygoteError> {
         let refused = |error: ZygoteError, channel: &Channel| {
             // The caller may be what is gone; the error goes to standard error either way.
             let message = FromZygote::Failed { summary: error.to_string(), traceback: String::new() };
@@ -229,13 +231,17 @@ impl Boot {
             let error = ZygoteError::Threads { names: names.join(", "), modules: modules.join(", ") };
             return Err(refused(error, &self.channel));
         }
-        let devices = shared_memory::make_all_private().map_err(|error| {
+        let mappings = mappings::read()
+            .map_err(|error| refused(ZygoteError::io("listing mappings")(error), &self.channel))?;
+        let devices = shared_memory::make_all_private(&mappings).map_err(|error| {
             refused(ZygoteError::io("making shared memory private")(error), &self.channel)
         })?;
         if !devices.is_empty() {
             return Err(refused(ZygoteError::DeviceMemory { names: devices.join(", ") }, &self.channel));
         }
-        let plan = Plan::new(needs.clone()).map_err(|error| refused(error, &self.channel))?;
+        huge_pages::gather(&mappings);
+        drop(mappings);
+        let plan = Plan::new(needs).map_err(|error| refused(error, &self.channel))?;
         let threads = self.census.into_report();
         self.channel.send(&FromZygote::Ready { threads }, &[]).map_err(ZygoteError::channel("ready"))?;
         Ok(Zygote::new(self.channel, self.watchdog, self.title, plan))

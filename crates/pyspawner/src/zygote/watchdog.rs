@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::mem::MaybeUninit;
+use std::mem::{ManuallyDrop, MaybeUninit};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
@@ -49,10 +49,11 @@ impl Watchdog {
             Cloned::Parent { pid, pidfd } => Ok((Self { channel: ours }, pid, pidfd)),
             Cloned::Child => {
                 std::mem::forget(ours);
-                // SAFETY: the owners of all other descriptors are frames above this one, to which this process never returns.
+                let proc = ManuallyDrop::new(proc);
+                // SAFETY: the owners of all other descriptors are forgotten, or frames above this one, to which this process never returns.
                 let closed = unsafe {
                     descriptors::close_all_except(
-                        proc.into(),
+                        proc.as_fd(),
                         &[theirs.as_fd(), caller.as_fd(), zygote.as_fd()],
                     )
                 };
@@ -122,8 +123,10 @@ fn watch_until_the_end(zygote_socket: &Channel, caller: &OwnedFd, zygote: OwnedF
         for event in events {
             let token = event.data.u64();
             if token != ZYGOTE_SOCKET {
-                // The process has ended. Its pidfd is done with.
-                watched.remove(&token);
+                // The process has ended. The caller may hold the same pidfd for as long as it likes, and epoll would report it for as long.
+                if let Some(pidfd) = watched.remove(&token) {
+                    epoll::delete(&epoll, pidfd.as_fd())?;
+                }
                 continue;
             }
             if let Ok(Some(received)) = zygote_socket.recv::<Watch>() {
