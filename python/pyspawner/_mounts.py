@@ -83,7 +83,7 @@ class Overlay(Mount):
 
     upper: str | PathLike[str] | None = None
     """A directory of the host that keeps the changes, in its subdirectory ``changes``; ``work`` beside it is the kernel's. One child at a
-    time may use it. ``None`` (default): nothing is kept."""
+    time may use it: while it lives, another one's spawn raises :class:`SandboxError`. ``None`` (default): nothing is kept."""
 
     def to_native(self) -> _native.Mount:
         _check_count("size_bytes", self.size_bytes)

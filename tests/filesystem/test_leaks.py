@@ -20,7 +20,8 @@ from pathlib import Path
 from pyspawner import Bind, Dev, Overlay, Proc, SandboxConfig, SandboxError, Tmpfs
 
 directory = Path(PLACE)
-for name in ("source/inner", "root/place", "upper", "broken", "many"):
+THREADS = 4
+for name in ("source/inner", "root/place", *(f"upper{number}" for number in range(THREADS)), "broken", "many"):
     (directory / name).mkdir(parents=True)
 (directory / "source" / "file").write_text("content")
 (directory / "broken" / "changes").symlink_to("/")
@@ -35,7 +36,7 @@ good = {
     "binds": SandboxConfig(mounts=(Bind(source, "/data"), Bind(file, "/etc/file"), Bind(source, "/data/inner", writable=True))),
     "memory": SandboxConfig(mounts=(Tmpfs("/usr/lib/new"), Tmpfs("/usr/lib/new/nested"))),
     "a copied root": SandboxConfig(chroot_dir=root, mounts=(Overlay("/"), Proc(), Dev(ptmx=True))),
-    "a kept copy": SandboxConfig(mounts=(Overlay("/copy", lower=source, upper=directory / "upper"),)),
+    "a kept copy": SandboxConfig(mounts=(Overlay("/copy", lower=source, upper=directory / "upper0"),)),
     "another place": SandboxConfig(mounts=(Dev(ptmx=True),), working_dir=source, proc=False),
 }
 bad = {
@@ -105,11 +106,15 @@ for name, config in kinds:
 before = state()
 outcomes.clear()
 
-def some(numbers):
-    for number in numbers:
-        attempt(*kinds[number % len(kinds)])
+def some(thread):
+    # An upper serves one child at a time.
+    upper = directory / f"upper{thread}"
+    own = {"a kept copy": SandboxConfig(mounts=(Overlay("/copy", lower=source, upper=upper),))}
+    for number in range(thread, SPAWNS, THREADS):
+        name, config = kinds[number % len(kinds)]
+        attempt(name, own.get(name, config))
 
-threads = [threading.Thread(target=some, args=(range(start, SPAWNS, 4),)) for start in range(4)]
+threads = [threading.Thread(target=some, args=(thread,)) for thread in range(THREADS)]
 for thread in threads:
     thread.start()
 for thread in threads:
@@ -178,7 +183,7 @@ def test_a_thousand_children_good_and_bad_leave_nothing():
     # A child with the least of Pythons may not end well, but it ran.
     for name in GOOD:
         assert sum(count for outcome, count in outcomes.items() if outcome.startswith(f"{name}: ")) >= share
-        assert outcomes[f"{name}: SandboxError"] == 0
+        assert outcomes[f"{name}: SandboxError"] == 0, outcomes
     for name in BAD:
         assert outcomes[f"{name}: SandboxError"] >= share, outcomes
     assert outcomes["nonsense: ValueError"] >= share

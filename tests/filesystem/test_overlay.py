@@ -646,3 +646,46 @@ def test_an_overlay_needs_no_python_of_the_hosts(preloaded, original):
     assert sys.executable.startswith("/")
     code = "import os, sys; print(os.path.exists(sys.executable))"
     assert run(preloaded, code, Overlay("/"), chroot_dir=original) == "False\n"
+
+
+def test_one_child_at_a_time_has_an_upper(client, original, upper):
+    sandbox = SandboxConfig(mounts=(Overlay("/copy", lower=original, upper=upper),))
+    first = support.spawn(client, "import sys; print(sys.stdin.read())", sandbox=sandbox)
+    for _ in range(2):
+        with pytest.raises(pyspawner.SandboxError, match="an upper serves one child at a time") as raised:
+            support.spawn(client, "", sandbox=sandbox)
+        assert (raised.value.errno, raised.value.layer) == (errno.EBUSY, "mounts")
+    assert support.communicate(first, b"first").text == "first\n"
+    assert support.run(client, "print('second')", sandbox=sandbox).text == "second\n"
+
+
+def test_a_child_of_another_process_counts_too(client, original, upper):
+    sandbox = SandboxConfig(mounts=(Overlay("/copy", lower=original, upper=upper),))
+    first = support.spawn(client, "import sys; sys.stdin.read()", sandbox=sandbox)
+    source = f"""
+from pyspawner import Overlay, SandboxConfig, SandboxError
+sandbox = SandboxConfig(mounts=(Overlay("/copy", lower={str(original)!r}, upper={str(upper)!r}),))
+try:
+    spawn(client, "", sandbox=sandbox)
+except SandboxError as error:
+    print(error.errno)
+"""
+    assert run_caller(source) == f"{errno.EBUSY}\n"
+    assert support.communicate(first).exitcode == 0
+
+
+def test_a_spawn_that_fails_leaves_an_upper_free(client, original, upper):
+    overlay = Overlay("/copy", lower=original, upper=upper)
+    for mounts in ((overlay, Bind("/nonexistent", "/x")), (overlay, Tmpfs("/etc/passwd"))):
+        with pytest.raises(pyspawner.SandboxError):
+            support.spawn(client, "", sandbox=SandboxConfig(mounts=mounts))
+        assert support.run(client, "", sandbox=SandboxConfig(mounts=(overlay,))).exitcode == 0
+
+
+def test_an_upper_is_free_when_its_child_was_reaped_by_other_means(client, original, upper):
+    sandbox = SandboxConfig(mounts=(Overlay("/copy", lower=original, upper=upper),))
+    first = support.spawn(client, "", sandbox=sandbox)
+    os.waitpid(first.pid, 0)
+    assert support.run(client, "", sandbox=sandbox).exitcode == 0
+    for pipe in (first.stdin, first.stdout, first.stderr):
+        pipe.close()

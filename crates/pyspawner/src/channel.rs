@@ -116,16 +116,12 @@ impl Channel {
 
     /// Waits for one message; `None` at end of file. A descriptor that arrives is close-on-exec.
     pub(crate) fn recv<M: Message>(&self) -> Result<Option<Received<M>>, ChannelError> {
-        let length = match self.next_length() {
-            // The other end was closed with our messages still unread. That is told once, before what it has sent itself, and the end.
-            Err(Errno::CONNRESET) => self.next_length(),
-            length => length,
-        }?;
+        let length = despite_reset(|| self.next_length())?;
         let mut frame = vec![0; length.min(M::MAX_FRAME)];
         let mut space =
             [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS + 1), ScmCredentials(1))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let received = retry_on_intr(|| {
+        let received = despite_reset(|| {
             let mut parts = [IoSliceMut::new(&mut frame)];
             recvmsg(&self.socket, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC)
         })?;
@@ -161,12 +157,21 @@ impl Channel {
     fn next_length(&self) -> rustix::io::Result<usize> {
         let flags = RecvFlags::PEEK | RecvFlags::TRUNC;
         let mut nothing: [u8; 0] = [];
-        retry_on_intr(|| recv(&self.socket, &mut nothing, flags)).map(|(_, length)| length)
+        recv(&self.socket, &mut nothing, flags).map(|(_, length)| length)
     }
 
     /// Ends the conversation for every process that holds this end: the other one reads what is queued, then end of file.
     pub(crate) fn shut_down(&self) {
         let _ = shutdown(&self.socket, rustix::net::Shutdown::Write);
+    }
+}
+
+/// Receives once more where the other end was closed with our messages still unread, at whatever moment. The kernel tells that once, before what
+/// the other end has sent itself, and the end.
+fn despite_reset<T>(mut receive: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
+    match retry_on_intr(&mut receive) {
+        Err(Errno::CONNRESET) => retry_on_intr(receive),
+        received => received,
     }
 }
 

@@ -10,6 +10,7 @@ use crate::layer::Layer;
 use crate::sys::wait::wait_pidfd;
 
 use super::Interrupt;
+use super::uppers::release_ended;
 
 /// A running child. Dropping it leaves the child running.
 #[derive(Debug)]
@@ -69,7 +70,10 @@ impl Child {
     pub fn wait(&self, options: i32, interrupt: Interrupt<'_>) -> Result<(i32, i32), Error> {
         loop {
             match wait_pidfd(self.pidfd.as_fd(), options) {
-                Ok(ended) => return Ok(ended.unwrap_or((0, 0))),
+                Ok(ended) => {
+                    release_ended();
+                    return Ok(ended.unwrap_or((0, 0)));
+                }
                 Err(Errno::INTR) => interrupt()?,
                 Err(errno) => return Err(Error::io("wait")(errno)),
             }

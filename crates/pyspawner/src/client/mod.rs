@@ -11,6 +11,7 @@ mod process;
 mod results;
 mod spawn;
 mod start;
+mod uppers;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};

@@ -11,6 +11,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, fstat, mkdi
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
+use super::uppers::Upper;
 use crate::config::{Mount, SandboxConfig};
 use crate::error::{FailAt, Failure, Step};
 use crate::layer::Layer;
@@ -27,6 +28,8 @@ pub(super) struct Sources {
     pub(super) trees: Vec<OwnedFd>,
     /// What the child may write to, or has a copy of, as it is on the host; each with its place in `mounts`.
     owned: Vec<(usize, OwnedFd)>,
+    /// The uppers among them.
+    pub(super) uppers: Vec<Upper>,
     /// What the child is to do with them.
     pub(super) view: View,
 }
@@ -41,6 +44,7 @@ impl Sources {
         let mut sources = Self {
             trees: Vec::new(),
             owned: Vec::new(),
+            uppers: Vec::new(),
             view: View { chroot: sandbox.chroot_dir.is_some(), proc: sandbox.proc, mounts: Vec::new() },
         };
         let chroot = match &sandbox.chroot_dir {
@@ -100,6 +104,8 @@ impl Sources {
                         if nested.fail_at(Layer::Mounts, failed)? {
                             return Err(Failure::new(Layer::Mounts, Step::MakeUpper, libc::ELOOP));
                         }
+                        let locked = Upper::lock(&upper).fail_at(Layer::Mounts, Step::LockUpper)?;
+                        self.uppers.push(locked);
                         prepare_upper(&upper).fail_at(Layer::Mounts, Step::MakeUpper)?;
                         self.owned.extend([(index, lower), (index, upper)]);
                         Filesystem::Overlay { size_bytes: None }

@@ -16,6 +16,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, geteuid, pidfd_open, pidfd_send_s
 use super::child::{Child, Pipes};
 use super::layers;
 use super::mounts::{Sources, text};
+use super::uppers::Upper;
 use super::{Client, Interrupt, channel_error, lock, readable_within, wait_for};
 use crate::channel::{Channel, ChannelError};
 use crate::config::{self, SandboxConfig};
@@ -67,7 +68,8 @@ impl Client {
 
         let (descriptors, pipes) = ChildDescriptors::make(request)?;
         let mut attempt = 1;
-        let (newborn, first_id, sources) = loop {
+        // Dropped last: what a child that failed had is free after its end.
+        let (mut sources, first_id, newborn) = loop {
             match self.clone_child(request.sandbox, interrupt) {
                 Err(Error::Sandbox(Failure { step: Step::ChooseIdRange, .. })) if attempt < MAX_ATTEMPTS => {
                     attempt += 1;
@@ -90,9 +92,10 @@ impl Client {
             )
         };
         let sent = sources.owned_by(first_id, request.sandbox.child_id())?;
-        let mounts = MountOrders { view: sources.view, sent };
+        let mounts = MountOrders { view: std::mem::take(&mut sources.view), sent };
         let layers = newborn.lock_in(request, mounts, &descriptors, interrupt)?;
         let descriptions = layers::describe_all(&layers, request.sandbox, first_id);
+        newborn.keep(std::mem::take(&mut sources.uppers))?;
         let (pid, pidfd) = newborn.release()?;
         Ok((Child { pid, pidfd, layers: descriptions, layer_times: layers, _proc: proc }, pipes))
     }
@@ -102,7 +105,7 @@ impl Client {
         &self,
         sandbox: &SandboxConfig,
         interrupt: Interrupt<'_>,
-    ) -> Result<(Newborn, Option<u32>, Sources), Error> {
+    ) -> Result<(Sources, Option<u32>, Newborn), Error> {
         if !sandbox.namespaces && !geteuid().is_root() {
             // It has no other user's id to become.
             return Err(Failure::new(Layer::Setuid, Step::SetUid, libc::EPERM).into());
@@ -119,7 +122,7 @@ impl Client {
         drop(theirs);
         let (newborn, first_id) =
             self.await_report(PendingSpawn { private: ours, born: None, pidfd: None }, interrupt)?;
-        Ok((newborn, first_id, sources))
+        Ok((sources, first_id, newborn))
     }
 
     /// Sends one request. A zygote that is so far behind that its queue is full is not waited for with the lock held.
@@ -406,6 +409,12 @@ impl Newborn {
                 None => return Err(Failure::new(Layer::Namespaces, Step::ChildLost, libc::ECHILD).into()),
             }
         }
+    }
+
+    /// Keeps these locked until its end.
+    fn keep(&self, uppers: Vec<Upper>) -> Result<(), Error> {
+        let pidfd = self.pidfd.as_ref().ok_or(Error::Closed)?;
+        Upper::keep(uppers, pidfd).map_err(Error::io("dup"))
     }
 
     /// The child, complete: from here on it lives until the caller or itself ends it.

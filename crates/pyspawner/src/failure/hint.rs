@@ -1,8 +1,8 @@
 //! What a person can do about a layer that could not be applied.
 
 use libc::{
-    E2BIG, EACCES, EAGAIN, EEXIST, EINVAL, ELOOP, EMFILE, ENODEV, ENOENT, ENOMEM, ENOSPC, ENOSYS, ENOTDIR,
-    EOPNOTSUPP, EPERM, ESRCH, ESTALE,
+    E2BIG, EACCES, EAGAIN, EBUSY, EEXIST, EINVAL, ELOOP, EMFILE, ENODEV, ENOENT, ENOMEM, ENOSPC, ENOSYS,
+    ENOTDIR, EOPNOTSUPP, EPERM, ESRCH, ESTALE,
 };
 
 use crate::layer::Layer;
@@ -163,6 +163,9 @@ fn mounts(step: Step, errno: i32) -> &'static str {
         }
         (Step::FindTarget, ELOOP) | (Step::MakeTarget, EEXIST) => {
             "a part of a mount's target is a symbolic link that leads nowhere"
+        }
+        (Step::LockUpper, EBUSY) => {
+            "an upper serves one child at a time, and a living one has it: wait for its end, or give each its own"
         }
         (Step::MakeUpper, ELOOP) => {
             "the upper and the lower of an Overlay must not lie in each other: the original would change"

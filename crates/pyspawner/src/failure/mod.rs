@@ -65,6 +65,7 @@ steps! {
     OpenSource => "open the source of a mount",
     FindSource => "find the source of a mount once more",
     CloneSource => "open_tree() of the source of a mount",
+    LockUpper => "lock the upper of an Overlay",
     MakeUpper => "make the directories that keep an Overlay's changes",
     MakeUserNamespace => "make a user namespace for the owners of a writable mount",
     MapOwners => "mount_setattr() to map the owners of a writable mount",
