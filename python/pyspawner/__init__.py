@@ -6,19 +6,18 @@ hands back a pid and three pipes.
 >>> import pyspawner
 >>> with pyspawner.Client(child_main="builtins.print") as client:
 ...     child = client.spawn_child(["hello"], sandbox_config=pyspawner.SandboxConfig())
-...     child.stdout.read()
-...     child.wait()[1]
+...     child.communicate(timeout=10).check().stdout
 b'hello\n'
-0
 """
 
 from pyspawner import _platform
 
 _platform.check()
 
-from pyspawner._client import ChildProcess, Client
+from pyspawner._client import Client
 from pyspawner._config import NetworkConfig, SandboxConfig
 from pyspawner._errors import (
+    ChildFailed,
     InsecureSandboxWarning,
     NetlinkError,
     SandboxError,
@@ -27,12 +26,16 @@ from pyspawner._errors import (
 )
 from pyspawner._mounts import Bind, Dev, Mount, Overlay, Proc, Tmpfs
 from pyspawner._native import __version__
+from pyspawner._process import Cause, ChildProcess, Completed, Usage
 from pyspawner._results import open_beneath
 
 __all__ = [
     "Bind",
+    "Cause",
+    "ChildFailed",
     "ChildProcess",
     "Client",
+    "Completed",
     "Dev",
     "InsecureSandboxWarning",
     "Mount",
@@ -43,6 +46,7 @@ __all__ = [
     "SandboxConfig",
     "SandboxError",
     "Tmpfs",
+    "Usage",
     "ZygoteDiedError",
     "ZygoteStartError",
     "__version__",

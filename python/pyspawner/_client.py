@@ -1,4 +1,4 @@
-"""The caller's side: ``Client`` and ``ChildProcess``."""
+"""The caller's side: ``Client``."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import pickle
 import shutil
 import sys
 import warnings
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from pyspawner import _native
 from pyspawner._config import SandboxConfig
 from pyspawner._errors import InsecureSandboxWarning
 from pyspawner._mounts import Mount
+from pyspawner._process import ChildProcess, open_stdin
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,49 +26,6 @@ _logger = logging.getLogger("pyspawner")
 
 # With the caller's own interpreter: find what the caller finds, this very package above all.
 _BOOTSTRAP = "import sys; sys.path[:] = {path!r}; from pyspawner._zygote import main; main()"
-
-
-@dataclass(frozen=True, eq=False)
-class ChildProcess:
-    """A running child. Read its pipes to their end, then :meth:`wait` for it: otherwise it stays a zombie.
-
-    Dropping the object leaves the child running; its pipes close.
-    """
-
-    pid: int
-    """The child's pid as the caller sees it. The child sees itself as 1."""
-
-    stdin: BinaryIO
-    """Pipe to the child's standard input."""
-
-    stdout: BinaryIO
-    """Pipe from the child's standard output."""
-
-    stderr: BinaryIO
-    """Pipe from the child's standard error."""
-
-    layers: Mapping[str, str]
-    """The layers of the sandbox that are on, in the order in which they were applied, each with what it does here."""
-
-    _handle: _native.Child = field(repr=False)
-
-    def kill(self) -> None:
-        """End the child, and everything it started, with SIGKILL.
-
-        It goes through a pidfd: a process that has got the same pid since is never hit. See pidfd_send_signal(2).
-
-        :raises ProcessLookupError: the child has been reaped.
-        """
-        self._handle.kill()
-
-    def wait(self, options: int = 0) -> tuple[int, int]:
-        """Wait for the child's end and reap it, as ``os.waitpid(pid, options)`` does.
-
-        :param options: ``os.WNOHANG`` and its siblings, or 0 to wait.
-        :return: pid and status, for ``os.waitstatus_to_exitcode``; ``(0, 0)`` when ``WNOHANG`` finds the child running.
-        :raises ChildProcessError: the child has been reaped already.
-        """
-        return self._handle.wait(options)
 
 
 class Client:
@@ -197,7 +154,7 @@ class Client:
         )
         return ChildProcess(
             pid=handle.pid,
-            stdin=os.fdopen(stdin, "wb"),
+            stdin=open_stdin(stdin),
             stdout=os.fdopen(stdout, "rb"),
             stderr=os.fdopen(stderr, "rb"),
             layers=MappingProxyType(dict(handle.layers)),

@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pyspawner._process import Completed
+
+# Characters of standard error in the message of a ChildFailed.
+_TAIL = 2000
+
 
 class ZygoteStartError(RuntimeError):
     """The zygote did not start: an import failed, or the executable is not usable. No process is left."""
@@ -50,6 +59,31 @@ class NetlinkError(SandboxError):
     def code(self) -> int:
         """The kernel's answer, as in errno(3)."""
         return self.errno or 0
+
+
+class ChildFailed(Exception):  # noqa: N818 (as subprocess's TimeoutExpired)
+    """A child did not end with exit code 0: :meth:`Completed.check`."""
+
+    completed: Completed
+    """What became of it."""
+
+    def __init__(self, completed: Completed) -> None:
+        super().__init__(completed)
+        self.completed = completed
+
+    def __str__(self) -> str:
+        completed = self.completed
+        code = completed.returncode
+        how = (
+            f"ended by signal {-code} ({signal.strsignal(-code) or 'unknown'})"
+            if code < 0
+            else f"ended with exit code {code}"
+        )
+        tail = completed.stderr[-_TAIL:].decode(errors="backslashreplace").rstrip()
+        said = (
+            f". The end of its standard error:\n{tail}" if tail else ", and wrote nothing on standard error"
+        )
+        return f"the child {how} ({completed.cause.value}){said}"
 
 
 class InsecureSandboxWarning(UserWarning):

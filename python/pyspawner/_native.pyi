@@ -78,6 +78,42 @@ class Child:
     def layer_nanoseconds(self) -> list[tuple[str, int]]: ...
     def kill(self) -> None: ...
     def wait(self, options: int) -> tuple[int, int]: ...
+    def send_signal(self, signal: int) -> None: ...
+    def poll(self) -> int | None:
+        """Look whether it has ended; its status."""
+    @property
+    def status(self) -> int | None:
+        """The status, if it is known to have ended."""
+    @property
+    def pidfd(self) -> int: ...
+    def communicate(
+        self,
+        *,
+        stdin: int | None,
+        stdout: int | None,
+        stderr: int | None,
+        already_read: tuple[bytes, bytes],
+        data: bytes,
+        timeout: float | None,
+        max_output: int,
+    ) -> Completed:
+        """Feed it, read what it writes, reap it. Takes the descriptors."""
+
+@final
+class Completed:
+    """What became of a child."""
+
+    status: int
+    by_caller: bool
+    timed_out: bool
+    stdout: bytes
+    stderr: bytes
+    stdout_dropped: int
+    stderr_dropped: int
+    wall_seconds: float
+    user_seconds: float
+    system_seconds: float
+    peak_memory_bytes: int
 
 @final
 class Boot:

@@ -2,11 +2,14 @@
 
 use std::cell::RefCell;
 use std::ffi::OsString;
-use std::os::fd::{AsFd, IntoRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
+use std::time::Duration;
 
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyspawner::client::{self, Interrupt, SpawnRequest, StartOptions};
+use pyo3::types::PyBytes;
+use pyspawner::client::{self, Conversation, Interrupt, OptionalPipes, Signal, SpawnRequest, StartOptions};
 use pyspawner::config::{self, NetworkConfig, SandboxConfig};
 use pyspawner::error::Error;
 
@@ -185,8 +188,98 @@ impl Child {
         self.core.kill().map_err(|error| to_python(py, error))
     }
 
+    fn send_signal(&self, py: Python<'_>, signal: i32) -> PyResult<()> {
+        let named = Signal::from_named_raw(signal)
+            .ok_or_else(|| PyValueError::new_err(format!("{signal} is not the number of a signal")))?;
+        self.core.send_signal(named).map_err(|error| to_python(py, error))
+    }
+
+    #[getter]
+    fn pidfd(&self) -> RawFd {
+        self.core.pidfd().as_raw_fd()
+    }
+
     fn wait(&self, py: Python<'_>, options: i32) -> PyResult<(i32, i32)> {
         without_gil(py, |interrupt| self.core.wait(options, interrupt))
+    }
+
+    /// The status, if it is known to have ended.
+    #[getter]
+    fn status(&self) -> Option<i32> {
+        self.core.ended().map(|ended| ended.status)
+    }
+
+    /// The same, after a look.
+    fn poll(&self, py: Python<'_>) -> PyResult<Option<i32>> {
+        let ended = py.detach(|| self.core.poll()).map_err(|error| to_python(py, error))?;
+        Ok(ended.map(|ended| ended.status))
+    }
+
+    /// Takes the descriptors, which must be open and the caller's to give.
+    #[pyo3(signature = (*, stdin, stdout, stderr, already_read, data, timeout, max_output))]
+    #[expect(clippy::too_many_arguments, reason = "one a parameter of communicate()")]
+    fn communicate(
+        &self,
+        py: Python<'_>,
+        stdin: Option<RawFd>,
+        stdout: Option<RawFd>,
+        stderr: Option<RawFd>,
+        already_read: (&[u8], &[u8]),
+        data: &[u8],
+        timeout: Option<f64>,
+        max_output: usize,
+    ) -> PyResult<Completed> {
+        let pipes = OptionalPipes { stdin: take(stdin), outputs: [take(stdout), take(stderr)] };
+        let conversation = Conversation {
+            input: data,
+            // A time that does not fit never comes.
+            timeout: timeout.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
+            max_output,
+            already_read: already_read.into(),
+        };
+        let completed = without_gil(py, |interrupt| self.core.communicate(pipes, &conversation, interrupt))?;
+        Ok(Completed::new(py, completed))
+    }
+}
+
+#[expect(unsafe_code, reason = "descriptors come from Python as numbers")]
+fn take(number: Option<RawFd>) -> Option<OwnedFd> {
+    // SAFETY: `_process.py` has detached them from the file objects that owned them.
+    number.map(|number| unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// What became of a child.
+#[pyclass(frozen, get_all)]
+pub(crate) struct Completed {
+    status: i32,
+    by_caller: bool,
+    timed_out: bool,
+    stdout: Py<PyBytes>,
+    stderr: Py<PyBytes>,
+    stdout_dropped: u64,
+    stderr_dropped: u64,
+    wall_seconds: f64,
+    user_seconds: f64,
+    system_seconds: f64,
+    peak_memory_bytes: u64,
+}
+
+impl Completed {
+    fn new(py: Python<'_>, completed: client::Completed) -> Self {
+        let client::Completed { ended, timed_out, outputs: [stdout, stderr] } = completed;
+        Self {
+            status: ended.status,
+            by_caller: ended.by_caller,
+            timed_out,
+            stdout: PyBytes::new(py, &stdout.kept).unbind(),
+            stderr: PyBytes::new(py, &stderr.kept).unbind(),
+            stdout_dropped: stdout.dropped,
+            stderr_dropped: stderr.dropped,
+            wall_seconds: ended.wall.as_secs_f64(),
+            user_seconds: ended.user.as_secs_f64(),
+            system_seconds: ended.system.as_secs_f64(),
+            peak_memory_bytes: ended.peak_memory,
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use pyo3::prelude::*;
 #[pymodule]
 mod _native {
     #[pymodule_export]
-    use super::caller::{Child, Client, Mount, open_beneath};
+    use super::caller::{Child, Client, Completed, Mount, open_beneath};
     #[pymodule_export]
     use super::zygote::Boot;
 

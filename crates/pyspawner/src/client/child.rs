@@ -1,26 +1,51 @@
 //! A child, as its caller holds it.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::process::{Signal, pidfd_send_signal};
 
 use crate::error::Error;
 use crate::layer::Layer;
-use crate::sys::wait::wait_pidfd;
+use crate::sys::wait::{Waited, wait_pidfd};
 
-use super::Interrupt;
 use super::uppers::release_ended;
+use super::{Interrupt, lock};
 
 /// A running child. Dropping it leaves the child running.
 #[derive(Debug)]
 pub struct Child {
-    pub(super) pid: i32,
-    pub(super) pidfd: OwnedFd,
-    pub(super) layers: Vec<(Layer, String)>,
-    pub(super) layer_times: Vec<(Layer, u32)>,
+    pid: i32,
+    pidfd: OwnedFd,
+    layers: Vec<(Layer, String)>,
+    layer_times: Vec<(Layer, u32)>,
     /// Its directory in `/proc`, open so that Landlock's rule for it lasts; only of a child without namespaces.
-    pub(super) _proc: Option<OwnedFd>,
+    _proc: Option<OwnedFd>,
+    started: Instant,
+    /// The last signal that was sent through this object, or 0.
+    signalled: AtomicI32,
+    /// Who reaps the child holds the lock until this is known.
+    ended: Mutex<Option<Ended>>,
+}
+
+/// How a child ended, and what it and all its descendants used.
+#[derive(Clone, Copy, Debug)]
+pub struct Ended {
+    /// As of waitpid(2).
+    pub status: i32,
+    /// The signal that ended it was sent through its [`Child`].
+    pub by_caller: bool,
+    /// From the spawn to the moment when it was reaped.
+    pub wall: Duration,
+    /// CPU time in user mode.
+    pub user: Duration,
+    /// CPU time in the kernel.
+    pub system: Duration,
+    /// The most memory that one of its processes had, in bytes, what it shares with the zygote included.
+    pub peak_memory: u64,
 }
 
 /// The caller's ends of a child's three pipes, all close-on-exec.
@@ -35,10 +60,35 @@ pub struct Pipes {
 }
 
 impl Child {
+    pub(super) fn new(
+        pid: i32,
+        pidfd: OwnedFd,
+        layers: Vec<(Layer, String)>,
+        layer_times: Vec<(Layer, u32)>,
+        proc: Option<OwnedFd>,
+    ) -> Self {
+        Self {
+            pid,
+            pidfd,
+            layers,
+            layer_times,
+            _proc: proc,
+            started: Instant::now(),
+            signalled: AtomicI32::new(0),
+            ended: Mutex::new(None),
+        }
+    }
+
     /// The child's pid as the caller sees it.
     #[must_use]
     pub fn pid(&self) -> i32 {
         self.pid
+    }
+
+    /// Readable when the child has ended; see `pidfd_open(2)`.
+    #[must_use]
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
     }
 
     /// The layers that are on, in order, each with a few words on what it does here.
@@ -59,7 +109,20 @@ impl Child {
     ///
     /// `ESRCH` when the child has been reaped.
     pub fn kill(&self) -> Result<(), Error> {
-        pidfd_send_signal(&self.pidfd, Signal::KILL).map_err(Error::io("kill"))
+        self.send_signal(Signal::KILL)
+    }
+
+    /// A signal, likewise.
+    ///
+    /// # Errors
+    ///
+    /// `ESRCH` when the child has been reaped.
+    pub fn send_signal(&self, signal: Signal) -> Result<(), Error> {
+        let before = self.signalled.swap(signal.as_raw(), Ordering::SeqCst);
+        pidfd_send_signal(&self.pidfd, signal).map_err(|errno| {
+            self.signalled.store(before, Ordering::SeqCst);
+            Error::io("kill")(errno)
+        })
     }
 
     /// As waitpid(2) on the child's pid: `(pid, status)`, or `(0, 0)` when `WNOHANG` finds it running.
@@ -69,14 +132,61 @@ impl Child {
     /// `ECHILD` when the child has been reaped already; whatever `interrupt` answers when a signal comes.
     pub fn wait(&self, options: i32, interrupt: Interrupt<'_>) -> Result<(i32, i32), Error> {
         loop {
-            match wait_pidfd(self.pidfd.as_fd(), options) {
-                Ok(ended) => {
-                    release_ended();
-                    return Ok(ended.unwrap_or((0, 0)));
-                }
+            // Waits without the lock, and leaves the child as it is.
+            match wait_pidfd(&self.pidfd, options | libc::WNOWAIT) {
+                Ok(None) => return Ok((0, 0)),
+                Ok(Some(_)) => match self.take(&mut lock(&self.ended), options) {
+                    // Another thread was faster.
+                    Ok(None) | Err(Errno::INTR) => {}
+                    Ok(Some(waited)) => {
+                        release_ended();
+                        return Ok((waited.pid, waited.status));
+                    }
+                    Err(errno) => return Err(Error::io("wait")(errno)),
+                },
                 Err(Errno::INTR) => interrupt()?,
                 Err(errno) => return Err(Error::io("wait")(errno)),
             }
         }
+    }
+
+    /// How it ended, if it has, by whatever call of this object it was found out. It is reaped then.
+    ///
+    /// # Errors
+    ///
+    /// `ECHILD` when it was reaped by other means than this object.
+    pub fn poll(&self) -> Result<Option<Ended>, Error> {
+        let mut ended = lock(&self.ended);
+        while ended.is_none() {
+            match self.take(&mut ended, 0) {
+                Ok(Some(waited)) if waited.has_ended() => release_ended(),
+                Ok(_) => break,
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(Error::io("wait")(errno)),
+            }
+        }
+        Ok(*ended)
+    }
+
+    /// What earlier calls have found out.
+    #[must_use]
+    pub fn ended(&self) -> Option<Ended> {
+        *lock(&self.ended)
+    }
+
+    fn take(&self, ended: &mut Option<Ended>, options: i32) -> rustix::io::Result<Option<Waited>> {
+        let waited = wait_pidfd(&self.pidfd, options | libc::WNOHANG)?;
+        if let Some(waited) = waited.filter(Waited::has_ended) {
+            let signal = libc::WIFSIGNALED(waited.status).then(|| libc::WTERMSIG(waited.status));
+            *ended = Some(Ended {
+                status: waited.status,
+                by_caller: signal == Some(self.signalled.load(Ordering::SeqCst)),
+                wall: self.started.elapsed(),
+                user: waited.user,
+                system: waited.system,
+                peak_memory: waited.peak_memory,
+            });
+        }
+        Ok(waited)
     }
 }

@@ -5,6 +5,7 @@
 //! temporary file. Nothing that a child sends after its sandbox is up is ever interpreted here.
 
 mod child;
+mod communicate;
 mod layers;
 mod mounts;
 mod process;
@@ -23,9 +24,11 @@ use rustix::io::Errno;
 use crate::channel::{Channel, ChannelError};
 use crate::error::Error;
 
-pub use child::{Child, Pipes};
+pub use child::{Child, Ended, Pipes};
+pub use communicate::{Completed, Conversation, OptionalPipes, Output};
 use process::Process;
 pub use results::{open_beneath, open_directory};
+pub use rustix::process::Signal;
 use spawn::PendingSpawn;
 pub use spawn::SpawnRequest;
 pub use start::StartOptions;

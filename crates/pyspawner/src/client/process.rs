@@ -47,7 +47,7 @@ impl Process {
         }
         let status = loop {
             match wait_pidfd(&self.pidfd, 0) {
-                Ok(Some((_, status))) => break Some(Status(status)),
+                Ok(Some(waited)) => break Some(Status(waited.status)),
                 Err(Errno::INTR) => {}
                 Ok(None) | Err(_) => break None,
             }

@@ -97,7 +97,7 @@ impl Client {
         let descriptions = layers::describe_all(&layers, request.sandbox, first_id);
         newborn.keep(std::mem::take(&mut sources.uppers))?;
         let (pid, pidfd) = newborn.release()?;
-        Ok((Child { pid, pidfd, layers: descriptions, layer_times: layers, _proc: proc }, pipes))
+        Ok((Child::new(pid, pidfd, descriptions, layers, proc), pipes))
     }
 
     /// A child that waits for its orders, and the first host id of its range.
@@ -440,5 +440,5 @@ fn kill_and_reap(pid: i32, pidfd: Option<&OwnedFd>) {
     };
     // One that has ended is only to be reaped.
     let _ = pidfd_send_signal(pidfd, Signal::KILL);
-    while wait_pidfd(pidfd, 0) == Err(Errno::INTR) {}
+    while matches!(wait_pidfd(pidfd, 0), Err(Errno::INTR)) {}
 }

@@ -41,7 +41,7 @@ pub(crate) fn make(uids: &str, gids: &str) -> Result<OwnedFd> {
     let made = write_maps(pid, uids, gids);
     // It cannot have ended by itself.
     let _ = pidfd_send_signal(&pidfd, Signal::KILL);
-    while wait_pidfd(pidfd.as_fd(), libc::__WALL) == Err(Errno::INTR) {}
+    while matches!(wait_pidfd(pidfd.as_fd(), libc::__WALL), Err(Errno::INTR)) {}
     drop(stack);
     made
 }

@@ -1,0 +1,344 @@
+"""A child, as its caller holds it, and what became of it."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import io
+import os
+import signal
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from pyspawner._errors import ChildFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+
+    from pyspawner import _native
+
+MIB = 1024 * 1024
+
+
+class Cause(enum.Enum):
+    """Why a child ended: what the kernel says of it, and never what it says itself."""
+
+    EXITED = "exited"
+    """It came to its end, whatever its exit code."""
+
+    SIGNALED = "signaled"
+    """A signal ended it: a crash, or one that it sent itself, or somebody else. ``returncode`` says which."""
+
+    TIMED_OUT = "timed_out"
+    """:meth:`ChildProcess.communicate` killed it at the timeout."""
+
+    KILLED = "killed"
+    """The caller's own signal ended it: :meth:`ChildProcess.kill` and its like, or the end of a ``with`` block."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a child and all its descendants have used. See getrusage(2)."""
+
+    wall_seconds: float
+    """From the spawn to the moment when the child was reaped."""
+
+    user_seconds: float
+    """CPU time in user mode."""
+
+    system_seconds: float
+    """CPU time in the kernel."""
+
+    peak_memory_bytes: int
+    """The most memory that one of its processes had. What it shares with the zygote counts in full."""
+
+
+@dataclass(frozen=True)
+class Completed:
+    """What became of a child."""
+
+    returncode: int
+    """Its exit code; minus a signal's number if that ended it, as in ``subprocess``."""
+
+    cause: Cause
+    """Why it ended."""
+
+    stdout: bytes
+    """The beginning of what it wrote on standard output: at most ``max_output`` bytes."""
+
+    stderr: bytes
+    """The same of standard error."""
+
+    stdout_dropped: int
+    """How many bytes came after it."""
+
+    stderr_dropped: int
+    """The same of standard error."""
+
+    usage: Usage
+
+    def check(self) -> Completed:
+        """Return this object if the child ended with exit code 0.
+
+        :raises ChildFailed: it did not. The message has the end of its standard error.
+        """
+        if self.returncode:
+            raise ChildFailed(self)
+        return self
+
+
+class _Stdin(io.FileIO):
+    """Standard input whose unsent bytes can be had: what lies in the buffer before it when the caller goes on with ``communicate``."""
+
+    unsent: bytearray | None = None
+
+    def write(self, data: Any, /) -> int:  # noqa: ANN401 (whatever has a buffer)
+        if self.unsent is None:
+            return super().write(data)
+        self.unsent += data
+        return len(data)
+
+
+def open_stdin(descriptor: int) -> BinaryIO:
+    """Open the caller's end of a child's standard input."""
+    return io.BufferedWriter(_Stdin(descriptor, "wb"))
+
+
+@dataclass
+class _Outcome:
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    completed: Completed | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ChildProcess:
+    """A running child.
+
+    :meth:`communicate` does all that is mostly wanted. Otherwise read its pipes to their end, then :meth:`wait` for it: until then it stays
+    a zombie. As a context manager it kills and reaps the child at the end of the block. It has a ``fileno()``, and so works with
+    ``selectors``: readable when the child has ended.
+
+    Dropping the object leaves the child running; its pipes close.
+    """
+
+    pid: int
+    """The child's pid as the caller sees it. The child sees itself as 1."""
+
+    stdin: BinaryIO
+    """Pipe to the child's standard input."""
+
+    stdout: BinaryIO
+    """Pipe from the child's standard output. Iterate over it to get lines as they come."""
+
+    stderr: BinaryIO
+    """Pipe from the child's standard error."""
+
+    layers: Mapping[str, str]
+    """The layers of the sandbox that are on, in the order in which they were applied, each with what it does here."""
+
+    _handle: _native.Child = field(repr=False)
+    _outcome: _Outcome = field(repr=False, default_factory=_Outcome)
+
+    @property
+    def pidfd(self) -> int:
+        """A descriptor that is readable when the child has ended: pidfd_open(2). It is this object's; do not close it."""
+        return self._handle.pidfd
+
+    def fileno(self) -> int:
+        """Return :attr:`pidfd`, for ``selectors``."""
+        return self.pidfd
+
+    @property
+    def returncode(self) -> int | None:
+        """As in ``subprocess``: ``None`` until a method of this object has found that the child has ended; negative for a signal."""
+        return _returncode(self._handle.status)
+
+    def poll(self) -> int | None:
+        """Look whether the child has ended, and reap it if so. Return :attr:`returncode`.
+
+        :raises ChildProcessError: the child was reaped by other means than this object, ``os.wait()`` for example.
+        """
+        return _returncode(self._handle.poll())
+
+    def kill(self) -> None:
+        """End the child, and everything it started, with SIGKILL.
+
+        It goes through a pidfd: a process that has got the same pid since is never hit. See pidfd_send_signal(2).
+
+        :raises ProcessLookupError: the child has been reaped.
+        """
+        self._handle.kill()
+
+    def send_signal(self, signal: int) -> None:
+        """Send the child a signal, in the same way. See signal(7).
+
+        The child is pid 1 of its own namespace: a signal that it handles reaches it, and of those that it does not, only SIGKILL and
+        SIGSTOP. See pid_namespaces(7).
+
+        :raises ProcessLookupError: the child has been reaped.
+        :raises ValueError: there is no such signal.
+        """
+        self._handle.send_signal(signal)
+
+    def terminate(self) -> None:
+        """Send SIGTERM, which ends only a child that handles it: see :meth:`send_signal`. :meth:`kill` ends any."""
+        self.send_signal(signal.SIGTERM)
+
+    def wait(self, options: int = 0) -> tuple[int, int]:
+        """Wait for the child's end and reap it, as ``os.waitpid(pid, options)`` does.
+
+        :param options: ``os.WNOHANG`` and its siblings, or 0 to wait.
+        :return: pid and status, for ``os.waitstatus_to_exitcode``; ``(0, 0)`` when ``WNOHANG`` finds the child running.
+        :raises ChildProcessError: the child has been reaped already.
+        """
+        return self._handle.wait(options)
+
+    def communicate(
+        self,
+        input: bytes | bytearray | memoryview | None = None,  # noqa: A002 (subprocess's name for it)
+        *,
+        timeout: float | None = None,
+        max_output: int = MIB,
+    ) -> Completed:
+        """Feed the child, read all that it writes until it has ended, reap it, and close its pipes.
+
+        However much the child writes, however long it takes, and whatever it does with its pipes: this returns, with a timeout at the
+        latest then, and keeps no more than ``max_output`` bytes of each stream. The GIL is released.
+
+        A second call, of another thread too, waits for the first one and returns the same. After :meth:`wait` or :meth:`poll` it returns
+        what is left in the pipes.
+
+        :param input: for standard input, after what was written to ``stdin`` before; the child then reads its end.
+        :param timeout: in seconds from now. The child is killed then, and what it has written so far is returned.
+        :param max_output: how many bytes of each of standard output and error to keep. The rest is read, counted and dropped.
+        :raises ChildProcessError: the child was reaped by other means than this object.
+        :raises ValueError: ``input`` is given and ``stdin`` is closed, or this is not the first call; a negative ``max_output``.
+        :raises TypeError: ``input`` is a string: encode it.
+
+        After a signal handler has raised (``KeyboardInterrupt``), or any other error from the third on, the child is killed and reaped.
+        """
+        if isinstance(input, str):
+            raise TypeError("input must be bytes, not a string: encode it")
+        if max_output < 0:
+            raise ValueError(f"max_output must not be negative: {max_output}")
+        given = b"" if input is None else bytes(input)
+        with self._outcome.lock:
+            if self._outcome.completed is None:
+                self._outcome.completed = self._communicate(given, timeout, max_output)
+            elif given:
+                raise ValueError(
+                    "the child has ended: communicate() was called before, and input comes too late"
+                )
+            return self._outcome.completed
+
+    def _communicate(self, given: bytes, timeout: float | None, max_output: int) -> Completed:
+        if given and self.stdin.closed:
+            raise ValueError("input is given, and stdin is closed")
+        with self._on_error_killed(), contextlib.ExitStack() as duplicates:
+            unsent = _take_unsent(self.stdin)
+            already_read = _take_buffered(self.stdout), _take_buffered(self.stderr)
+            stdin, stdout, stderr = (
+                _duplicate(pipe, duplicates) for pipe in (self.stdin, self.stdout, self.stderr)
+            )
+            self._close_pipes()
+            duplicates.pop_all()
+            ended = self._handle.communicate(
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                already_read=already_read,
+                data=unsent + given,
+                timeout=None if timeout is None else max(timeout, 0.0),
+                max_output=max_output,
+            )
+        returncode = os.waitstatus_to_exitcode(ended.status)
+        if ended.timed_out:
+            cause = Cause.TIMED_OUT
+        elif ended.by_caller:
+            cause = Cause.KILLED
+        else:
+            cause = Cause.SIGNALED if returncode < 0 else Cause.EXITED
+        return Completed(
+            returncode=returncode,
+            cause=cause,
+            stdout=ended.stdout,
+            stderr=ended.stderr,
+            stdout_dropped=ended.stdout_dropped,
+            stderr_dropped=ended.stderr_dropped,
+            usage=Usage(
+                wall_seconds=ended.wall_seconds,
+                user_seconds=ended.user_seconds,
+                system_seconds=ended.system_seconds,
+                peak_memory_bytes=ended.peak_memory_bytes,
+            ),
+        )
+
+    @contextlib.contextmanager
+    def _on_error_killed(self) -> Any:  # noqa: ANN401 (a generator)
+        try:
+            yield
+        except BaseException:
+            self._end()
+            raise
+
+    def _end(self) -> None:
+        """Kill, reap and close, whatever has been done of it already."""
+        with contextlib.suppress(ProcessLookupError):
+            self.kill()
+        with contextlib.suppress(ChildProcessError):
+            if self.returncode is None:
+                self.wait()
+        self._close_pipes()
+
+    def _close_pipes(self) -> None:
+        for pipe in (self.stdin, self.stdout, self.stderr):
+            # The child may be gone before it has read all.
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+
+    def __enter__(self) -> ChildProcess:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # What lies in the buffer is not wanted any more, and the child may never read it.
+        if not self.stdin.closed:
+            _take_unsent(self.stdin)
+        self._end()
+
+
+def _returncode(status: int | None) -> int | None:
+    return None if status is None else os.waitstatus_to_exitcode(status)
+
+
+def _take_unsent(stdin: BinaryIO) -> bytes:
+    """Empty the buffer of what the caller has written and the child has not been sent."""
+    if stdin.closed:
+        return b""
+    raw: _Stdin = stdin.raw  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownVariableType]
+    raw.unsent = bytearray()
+    stdin.flush()
+    return bytes(raw.unsent)
+
+
+def _take_buffered(reader: BinaryIO) -> bytes:
+    """Return what the caller's own reads have left in the buffer."""
+    if reader.closed:
+        return b""
+    # So that it only looks.
+    os.set_blocking(reader.fileno(), False)
+    return reader.peek()  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownVariableType]
+
+
+def _duplicate(pipe: BinaryIO, duplicates: contextlib.ExitStack) -> int | None:
+    if pipe.closed:
+        return None
+    descriptor = os.dup(pipe.fileno())
+    duplicates.callback(os.close, descriptor)
+    return descriptor
