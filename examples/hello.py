@@ -13,5 +13,4 @@ if __name__ == "__main__":
     with pyspawner.Client(child_main="hello.greet", preload_imports=["decimal"]) as client:
         # Fast, and done for each job: a clone of the zygote in a sandbox of its own.
         child = client.spawn_child(["world"], sandbox_config=pyspawner.SandboxConfig())
-        print(child.stdout.read().decode(), end="")  # Code that you do not trust: see two_pipes.py.
-        child.wait()
+        print(child.communicate(timeout=10).stdout.decode(), end="")

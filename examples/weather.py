@@ -2,7 +2,7 @@
 
 The caller never imports pandas. It gives each child the CSV file on standard input, shows every line as it
 comes, and at the end what each spawn cost. It trusts the children to end and to write little; for those
-that you do not trust so far, see two_pipes.py.
+that you do not trust so far, see judge.py.
 """
 
 from __future__ import annotations

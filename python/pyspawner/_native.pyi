@@ -103,17 +103,28 @@ class Child:
 class Completed:
     """What became of a child."""
 
-    status: int
-    by_caller: bool
-    timed_out: bool
-    stdout: bytes
-    stderr: bytes
-    stdout_dropped: int
-    stderr_dropped: int
-    wall_seconds: float
-    user_seconds: float
-    system_seconds: float
-    peak_memory_bytes: int
+    @property
+    def status(self) -> int: ...
+    @property
+    def by_caller(self) -> bool: ...
+    @property
+    def timed_out(self) -> bool: ...
+    @property
+    def stdout(self) -> bytes: ...
+    @property
+    def stderr(self) -> bytes: ...
+    @property
+    def stdout_dropped(self) -> int: ...
+    @property
+    def stderr_dropped(self) -> int: ...
+    @property
+    def wall_seconds(self) -> float: ...
+    @property
+    def user_seconds(self) -> float: ...
+    @property
+    def system_seconds(self) -> float: ...
+    @property
+    def peak_memory_bytes(self) -> int: ...
 
 @final
 class Boot:

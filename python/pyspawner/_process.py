@@ -221,12 +221,14 @@ class ChildProcess:
         """
         if isinstance(input, str):
             raise TypeError("input must be bytes, not a string: encode it")
+        # Arithmetic, because float() would take a string.
+        seconds = None if timeout is None else max(timeout + 0.0, 0.0)
         if max_output < 0:
             raise ValueError(f"max_output must not be negative: {max_output}")
-        given = b"" if input is None else bytes(input)
+        given = b"" if input is None else memoryview(input).tobytes()
         with self._outcome.lock:
             if self._outcome.completed is None:
-                self._outcome.completed = self._communicate(given, timeout, max_output)
+                self._outcome.completed = self._communicate(given, seconds, max_output)
             elif given:
                 raise ValueError(
                     "the child has ended: communicate() was called before, and input comes too late"
@@ -250,7 +252,7 @@ class ChildProcess:
                 stderr=stderr,
                 already_read=already_read,
                 data=unsent + given,
-                timeout=None if timeout is None else max(timeout, 0.0),
+                timeout=timeout,
                 max_output=max_output,
             )
         returncode = os.waitstatus_to_exitcode(ended.status)

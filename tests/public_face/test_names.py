@@ -20,8 +20,11 @@ from pyspawner import _native, _platform
 def test_the_public_names_are_these():
     assert sorted(pyspawner.__all__) == [
         "Bind",
+        "Cause",
+        "ChildFailed",
         "ChildProcess",
         "Client",
+        "Completed",
         "Dev",
         "InsecureSandboxWarning",
         "Mount",
@@ -32,6 +35,7 @@ def test_the_public_names_are_these():
         "SandboxConfig",
         "SandboxError",
         "Tmpfs",
+        "Usage",
         "ZygoteDiedError",
         "ZygoteStartError",
         "__version__",
