@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import io
+import operator
 import os
 import signal
 import threading
@@ -213,16 +214,18 @@ class ChildProcess:
         :param input: for standard input, after what was written to ``stdin`` before; the child then reads its end.
         :param timeout: in seconds from now. The child is killed then, and what it has written so far is returned.
         :param max_output: how many bytes of each of standard output and error to keep. The rest is read, counted and dropped.
-        :raises ChildProcessError: the child was reaped by other means than this object.
         :raises ValueError: ``input`` is given and ``stdin`` is closed, or this is not the first call; a negative ``max_output``.
         :raises TypeError: ``input`` is a string: encode it.
+        :raises ChildProcessError: the child was reaped by other means than this object.
 
-        After a signal handler has raised (``KeyboardInterrupt``), or any other error from the third on, the child is killed and reaped.
+        Those two of wrong arguments change nothing. After any other exception, ``KeyboardInterrupt`` for one, the child is killed and
+        reaped, and its pipes are closed.
         """
         if isinstance(input, str):
             raise TypeError("input must be bytes, not a string: encode it")
         # Arithmetic, because float() would take a string.
         seconds = None if timeout is None else max(timeout + 0.0, 0.0)
+        max_output = operator.index(max_output)
         if max_output < 0:
             raise ValueError(f"max_output must not be negative: {max_output}")
         given = b"" if input is None else memoryview(input).tobytes()
@@ -292,13 +295,14 @@ class ChildProcess:
         with contextlib.suppress(ChildProcessError):
             if self.returncode is None:
                 self.wait()
+        # Nobody reads it any more.
+        _take_unsent(self.stdin)
         self._close_pipes()
 
     def _close_pipes(self) -> None:
+        """Close them, when standard input's buffer is empty."""
         for pipe in (self.stdin, self.stdout, self.stderr):
-            # The child may be gone before it has read all.
-            with contextlib.suppress(BrokenPipeError):
-                pipe.close()
+            pipe.close()
 
     def __enter__(self) -> ChildProcess:
         return self
@@ -309,9 +313,6 @@ class ChildProcess:
         exc_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # What lies in the buffer is not wanted any more, and the child may never read it.
-        if not self.stdin.closed:
-            _take_unsent(self.stdin)
         self._end()
 
 

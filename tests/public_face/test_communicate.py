@@ -313,6 +313,9 @@ def test_wrong_arguments_change_nothing(client):
         for wrong in ("1", [1]):
             with pytest.raises(TypeError):
                 child.communicate(timeout=wrong)
+        for wrong in ("1", 1.5, None):
+            with pytest.raises(TypeError):
+                child.communicate(max_output=wrong)
         with pytest.raises(ValueError, match="must not be negative: -1"):
             child.communicate(max_output=-1)
         assert child.communicate(b"still here").stdout == b"still here"
@@ -351,6 +354,20 @@ print(child.communicate().stdout, count > 2)
 signal.setitimer(signal.ITIMER_REAL, 0)
 """
     assert run_caller(source) == "b'done\\n' True\n"
+
+
+@pytest.mark.parametrize("call", ["child.communicate(bytes(5_000_000))", "child.__exit__(None, None, None)"])
+def test_a_child_that_does_not_read_cannot_end_a_caller_that_lets_sigpipe_end_it(call):
+    source = f"""
+import signal
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+child = spawn(client, "import os; os.close(0); os.write(1, b'x'); os._exit(3)")
+child.stdout.read(1)
+child.stdin.write(b"buffered")
+{call}
+print(child.returncode, signal.sigpending())
+"""
+    assert run_caller(source) in ("3 set()\n", "-9 set()\n")
 
 
 def test_other_threads_run_meanwhile(client):

@@ -11,6 +11,7 @@ use rustix::io::{Errno, ioctl_fionread, read, retry_on_intr, write};
 use super::child::{Child, Ended, Pipes};
 use super::{Interrupt, readable_within};
 use crate::error::Error;
+use crate::sys::kernel::without_sigpipe;
 
 /// What a pipe holds, mostly.
 const CHUNK: usize = 64 * 1024;
@@ -202,7 +203,7 @@ impl<'a> Talk<'a> {
     /// A child that does not read, or has closed its end, gets no more.
     fn feed(&mut self) {
         let Some(stdin) = &self.stdin else { return };
-        match retry_on_intr(|| write(stdin, self.unsaid)) {
+        match without_sigpipe(|| retry_on_intr(|| write(stdin, self.unsaid))) {
             Ok(written) => self.unsaid = &self.unsaid[written..],
             Err(Errno::AGAIN) => return,
             Err(_) => self.unsaid = &[],

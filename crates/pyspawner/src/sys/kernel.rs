@@ -102,6 +102,30 @@ pub(crate) fn block_all_signals() {
     }
 }
 
+/// Does `work` while this thread gets no SIGPIPE from what it writes, whatever the process does about that signal.
+pub(crate) fn without_sigpipe<T>(work: impl FnOnce() -> T) -> T {
+    let mut sets = [std::mem::MaybeUninit::<libc::sigset_t>::uninit(); 3];
+    let [sigpipe, before, pending] = &mut sets;
+    // SAFETY: every set is initialised before it is read: by sigemptyset, by pthread_sigmask, by sigpending.
+    let was_pending = unsafe {
+        libc::sigemptyset(sigpipe.as_mut_ptr());
+        libc::sigaddset(sigpipe.as_mut_ptr(), libc::SIGPIPE);
+        libc::pthread_sigmask(libc::SIG_BLOCK, sigpipe.as_ptr(), before.as_mut_ptr());
+        libc::sigpending(pending.as_mut_ptr());
+        libc::sigismember(pending.as_ptr(), libc::SIGPIPE) == 1
+    };
+    let done = work();
+    let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the sets were initialised above; a null siginfo_t is allowed.
+    unsafe {
+        if !was_pending {
+            libc::sigtimedwait(sigpipe.as_ptr(), std::ptr::null_mut(), &raw const at_once);
+        }
+        libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), std::ptr::null_mut());
+    }
+    done
+}
+
 /// Whether a process of this pid exists; kill(2) with signal 0.
 pub(crate) fn process_exists(pid: i32) -> bool {
     // SAFETY: signal 0 is only a check.
