@@ -80,8 +80,12 @@ class ChildFailed(Exception):  # noqa: N818 (as subprocess's TimeoutExpired)
             else f"ended with exit code {code}"
         )
         tail = completed.stderr[-_TAIL:].decode(errors="backslashreplace").rstrip()
+        dropped = completed.stderr_dropped
+        cut = f" ({dropped} bytes after it were dropped)" if dropped else ""
         said = (
-            f". The end of its standard error:\n{tail}" if tail else ", and wrote nothing on standard error"
+            f". The end of its standard error{cut}:\n{tail}"
+            if tail
+            else ", and wrote nothing on standard error"
         )
         return f"the child {how} ({completed.cause.value}){said}"
 

@@ -8,6 +8,7 @@ import io
 import operator
 import os
 import signal
+import sys
 import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -41,7 +42,10 @@ class Cause(enum.Enum):
 
 @dataclass(frozen=True)
 class Usage:
-    """What a child and all its descendants have used. See getrusage(2)."""
+    """What a child has used, and those of its descendants that it has waited for. See getrusage(2).
+
+    A hostile child can hide what its descendants use: it is for information, and no bill.
+    """
 
     wall_seconds: float
     """From the spawn to the moment when the child was reaped."""
@@ -110,7 +114,9 @@ def open_stdin(descriptor: int) -> BinaryIO:
 @dataclass
 class _Outcome:
     lock: threading.Lock = field(default_factory=threading.Lock)
+    owner: int | None = None
     completed: Completed | None = None
+    is_lost: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +170,7 @@ class ChildProcess:
         return _returncode(self._handle.poll())
 
     def kill(self) -> None:
-        """End the child, and everything it started, with SIGKILL.
+        """End the child with SIGKILL, and with it, if it has namespaces, everything it started.
 
         It goes through a pidfd: a process that has got the same pid since is never hit. See pidfd_send_signal(2).
 
@@ -179,7 +185,7 @@ class ChildProcess:
         SIGSTOP. See pid_namespaces(7).
 
         :raises ProcessLookupError: the child has been reaped.
-        :raises ValueError: there is no such signal.
+        :raises ValueError: it is none of the standard signals.
         """
         self._handle.send_signal(signal)
 
@@ -206,15 +212,17 @@ class ChildProcess:
         """Feed the child, read all that it writes until it has ended, reap it, and close its pipes.
 
         However much the child writes, however long it takes, and whatever it does with its pipes: this returns, with a timeout at the
-        latest then, and keeps no more than ``max_output`` bytes of each stream. The GIL is released.
+        latest then, and keeps no more than ``max_output`` bytes of each stream. The GIL is released. No other thread may use the pipes
+        meanwhile: who waits in them makes this wait too.
 
-        A second call, of another thread too, waits for the first one and returns the same. After :meth:`wait` or :meth:`poll` it returns
-        what is left in the pipes.
+        A second call, of another thread too, waits for the first one and returns the same; its timeout ends the child too. After
+        :meth:`wait` or :meth:`poll` it returns what is left in the pipes.
 
         :param input: for standard input, after what was written to ``stdin`` before; the child then reads its end.
         :param timeout: in seconds from now. The child is killed then, and what it has written so far is returned.
         :param max_output: how many bytes of each of standard output and error to keep. The rest is read, counted and dropped.
-        :raises ValueError: ``input`` is given and ``stdin`` is closed, or this is not the first call; a negative ``max_output``.
+        :raises ValueError: ``input`` is given and ``stdin`` is closed, or this is not the first call; a negative ``max_output``; an
+            earlier call ended with an exception, and the output is lost.
         :raises TypeError: ``input`` is a string: encode it.
         :raises ChildProcessError: the child was reaped by other means than this object.
 
@@ -229,35 +237,59 @@ class ChildProcess:
         if max_output < 0:
             raise ValueError(f"max_output must not be negative: {max_output}")
         given = b"" if input is None else memoryview(input).tobytes()
-        with self._outcome.lock:
-            if self._outcome.completed is None:
-                self._outcome.completed = self._communicate(given, seconds, max_output)
+        outcome = self._outcome
+        if outcome.owner == threading.get_ident():
+            raise RuntimeError("communicate() was called by a signal handler that has interrupted it")
+        self._await_turn(seconds)
+        try:
+            outcome.owner = threading.get_ident()
+            if outcome.is_lost:
+                raise ValueError("an earlier communicate() ended with an exception: the output is lost")
+            if outcome.completed is None:
+                outcome.completed = self._communicate(given, seconds, max_output)
             elif given:
                 raise ValueError(
                     "the child has ended: communicate() was called before, and input comes too late"
                 )
-            return self._outcome.completed
+            return outcome.completed
+        finally:
+            outcome.owner = None
+            outcome.lock.release()
+
+    def _await_turn(self, timeout: float | None) -> None:
+        """Wait for another thread's call; the timeout of this one ends the child too."""
+        # A lock waits for a year at most, or for ever.
+        patience = timeout if timeout is not None and timeout <= threading.TIMEOUT_MAX else -1
+        if not self._outcome.lock.acquire(timeout=patience):
+            with contextlib.suppress(ProcessLookupError):
+                self.kill()
+            self._outcome.lock.acquire()
 
     def _communicate(self, given: bytes, timeout: float | None, max_output: int) -> Completed:
         if given and self.stdin.closed:
             raise ValueError("input is given, and stdin is closed")
-        with self._on_error_killed(), contextlib.ExitStack() as duplicates:
-            unsent = _take_unsent(self.stdin)
+        try:
+            data = _take_unsent(self.stdin) + given
             already_read = _take_buffered(self.stdout), _take_buffered(self.stderr)
-            stdin, stdout, stderr = (
-                _duplicate(pipe, duplicates) for pipe in (self.stdin, self.stdout, self.stderr)
-            )
-            self._close_pipes()
-            duplicates.pop_all()
+            with contextlib.ExitStack() as duplicates:
+                stdin, stdout, stderr = (
+                    _duplicate(pipe, duplicates) for pipe in (self.stdin, self.stdout, self.stderr)
+                )
+                self._close_pipes()
+                duplicates.pop_all()
             ended = self._handle.communicate(
                 stdin=stdin,
                 stdout=stdout,
                 stderr=stderr,
                 already_read=already_read,
-                data=unsent + given,
+                data=data,
                 timeout=timeout,
-                max_output=max_output,
+                max_output=min(max_output, sys.maxsize),
             )
+        except BaseException:
+            self._outcome.is_lost = True
+            self._end()
+            raise
         returncode = os.waitstatus_to_exitcode(ended.status)
         if ended.timed_out:
             cause = Cause.TIMED_OUT
@@ -280,24 +312,18 @@ class ChildProcess:
             ),
         )
 
-    @contextlib.contextmanager
-    def _on_error_killed(self) -> Any:  # noqa: ANN401 (a generator)
-        try:
-            yield
-        except BaseException:
-            self._end()
-            raise
-
     def _end(self) -> None:
         """Kill, reap and close, whatever has been done of it already."""
-        with contextlib.suppress(ProcessLookupError):
-            self.kill()
-        with contextlib.suppress(ChildProcessError):
-            if self.returncode is None:
-                self.wait()
-        # Nobody reads it any more.
-        _take_unsent(self.stdin)
-        self._close_pipes()
+        try:
+            with contextlib.suppress(ProcessLookupError):
+                self.kill()
+            with contextlib.suppress(ChildProcessError):
+                if self.returncode is None:
+                    self.wait()
+        finally:
+            # Nobody reads it any more.
+            _take_unsent(self.stdin)
+            self._close_pipes()
 
     def _close_pipes(self) -> None:
         """Close them, when standard input's buffer is empty."""

@@ -304,6 +304,50 @@ def test_a_thread_that_kills_ends_another_ones_communicate(client):
     assert child.communicate().cause is Cause.KILLED
 
 
+def test_the_timeout_of_a_second_thread_ends_the_child_too(client):
+    child = spawn(client, HANG)
+    assert child.stdout.readline() == b"ready\n"
+    found = []
+    first = threading.Thread(target=lambda: found.append(child.communicate()))
+    first.start()
+    while not child.stdout.closed:
+        time.sleep(0.001)
+    assert child.communicate(timeout=0.1).cause is Cause.KILLED
+    first.join()
+    assert found == [child.communicate()]
+
+
+def test_after_several_signals_of_the_caller_it_is_the_caller_who_ended_it(client):
+    child = spawn(client, HANG)
+    child.kill()
+    with contextlib.suppress(ProcessLookupError):
+        child.terminate()
+    assert child.communicate().cause is Cause.KILLED
+
+
+def test_a_signal_after_the_childs_own_end_does_not_count(client):
+    child = spawn(client, "import ctypes; ctypes.string_at(0)")
+    os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOWAIT)
+    child.send_signal(signal.SIGSEGV)
+    assert child.communicate().cause is Cause.SIGNALED
+
+
+def test_an_amount_that_no_memory_holds(client):
+    with nothing_left():
+        assert spawn(client, "print('x')").communicate(max_output=2**70).stdout == b"x\n"
+
+
+def test_wait_does_not_leave_a_zombie_behind_wnowait(client):
+    with spawn(client, "") as child, pytest.raises(OSError, match="Invalid argument"):
+        child.wait(os.WNOWAIT)
+
+
+def test_the_message_tells_that_there_was_more(client):
+    completed = spawn(client, "import os; os.write(2, b'x' * 100); os._exit(1)").communicate(max_output=10)
+    with pytest.raises(ChildFailed, match=r"90 bytes after it were dropped"):
+        completed.check()
+
+
 def test_wrong_arguments_change_nothing(client):
     with spawn(client, ECHO) as child:
         wrong: Any
@@ -326,18 +370,27 @@ def test_wrong_arguments_change_nothing(client):
     assert child.communicate().returncode == 0
 
 
-def test_a_signal_handler_that_raises_ends_the_child():
-    source = """
+@pytest.mark.parametrize("what", ["import threading; threading.Event().wait()", "while True: print(1)"])
+def test_a_signal_handler_that_raises_ends_the_child(what):
+    source = (
+        f"what = {what!r}"
+        + """
 import signal, sys, time
-child = spawn(client, "import threading; threading.Event().wait()")
+child = spawn(client, what)
 signal.signal(signal.SIGALRM, lambda *_: 1 / 0)
 signal.setitimer(signal.ITIMER_REAL, 0.2)
 try:
     child.communicate()
 except ZeroDivisionError:
     print(child.returncode, child.stdout.closed, child.pid in children_of_this_process())
+try:
+    child.communicate()
+except ValueError as error:
+    print(error)
 """
-    assert run_caller(source) == "-9 True False\n"
+    )
+    lost = "an earlier communicate() ended with an exception: the output is lost"
+    assert run_caller(source) == f"-9 True False\n{lost}\n"
 
 
 def test_a_signal_handler_that_does_not_raise_changes_nothing():
@@ -442,7 +495,7 @@ def test_a_with_block_leaves_nothing(client):
 def test_a_signal_to_a_child_that_is_gone_and_one_that_does_not_exist(client):
     with spawn(client, HANG) as child:
         for number in (0, -1, 1000):
-            with pytest.raises(ValueError, match="not the number of a signal"):
+            with pytest.raises(ValueError, match="not the number of a standard signal"):
                 child.send_signal(number)
     with pytest.raises(ProcessLookupError):
         child.terminate()

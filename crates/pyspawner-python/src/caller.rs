@@ -189,8 +189,9 @@ impl Child {
     }
 
     fn send_signal(&self, py: Python<'_>, signal: i32) -> PyResult<()> {
-        let named = Signal::from_named_raw(signal)
-            .ok_or_else(|| PyValueError::new_err(format!("{signal} is not the number of a signal")))?;
+        let named = Signal::from_named_raw(signal).ok_or_else(|| {
+            PyValueError::new_err(format!("{signal} is not the number of a standard signal"))
+        })?;
         self.core.send_signal(named).map_err(|error| to_python(py, error))
     }
 

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
@@ -13,7 +13,7 @@ use crate::layer::Layer;
 use crate::sys::wait::{Waited, wait_pidfd};
 
 use super::uppers::release_ended;
-use super::{Interrupt, lock};
+use super::{Interrupt, lock, readable_within};
 
 /// A running child. Dropping it leaves the child running.
 #[derive(Debug)]
@@ -25,18 +25,18 @@ pub struct Child {
     /// Its directory in `/proc`, open so that Landlock's rule for it lasts; only of a child without namespaces.
     _proc: Option<OwnedFd>,
     started: Instant,
-    /// The last signal that was sent through this object, or 0.
-    signalled: AtomicI32,
+    /// The signals that were sent through this object, a bit each.
+    signalled: AtomicU64,
     /// Who reaps the child holds the lock until this is known.
     ended: Mutex<Option<Ended>>,
 }
 
-/// How a child ended, and what it and all its descendants used.
+/// How a child ended, and what it and those descendants used that were waited for.
 #[derive(Clone, Copy, Debug)]
 pub struct Ended {
     /// As of waitpid(2).
     pub status: i32,
-    /// The signal that ended it was sent through its [`Child`].
+    /// The signal that ended it was sent through its [`Child`] while it lived.
     pub by_caller: bool,
     /// From the spawn to the moment when it was reaped.
     pub wall: Duration,
@@ -74,7 +74,7 @@ impl Child {
             layer_times,
             _proc: proc,
             started: Instant::now(),
-            signalled: AtomicI32::new(0),
+            signalled: AtomicU64::new(0),
             ended: Mutex::new(None),
         }
     }
@@ -118,19 +118,23 @@ impl Child {
     ///
     /// `ESRCH` when the child has been reaped.
     pub fn send_signal(&self, signal: Signal) -> Result<(), Error> {
-        let before = self.signalled.swap(signal.as_raw(), Ordering::SeqCst);
-        pidfd_send_signal(&self.pidfd, signal).map_err(|errno| {
-            self.signalled.store(before, Ordering::SeqCst);
-            Error::io("kill")(errno)
-        })
+        // What has ended already does not end by this.
+        if !readable_within(self.pidfd.as_fd(), 0) {
+            self.signalled.fetch_or(bit(signal.as_raw()), Ordering::SeqCst);
+        }
+        pidfd_send_signal(&self.pidfd, signal).map_err(Error::io("kill"))
     }
 
     /// As waitpid(2) on the child's pid: `(pid, status)`, or `(0, 0)` when `WNOHANG` finds it running.
     ///
     /// # Errors
     ///
-    /// `ECHILD` when the child has been reaped already; whatever `interrupt` answers when a signal comes.
+    /// `ECHILD` when the child has been reaped already; `EINVAL` for `WNOWAIT` and unknown options, as waitpid(2) has it; whatever `interrupt`
+    /// answers when a signal comes.
     pub fn wait(&self, options: i32, interrupt: Interrupt<'_>) -> Result<(i32, i32), Error> {
+        if options & libc::WNOWAIT != 0 {
+            return Err(Error::io("wait")(Errno::INVAL));
+        }
         loop {
             // Waits without the lock, and leaves the child as it is.
             match wait_pidfd(&self.pidfd, options | libc::WNOWAIT) {
@@ -180,7 +184,8 @@ impl Child {
             let signal = libc::WIFSIGNALED(waited.status).then(|| libc::WTERMSIG(waited.status));
             *ended = Some(Ended {
                 status: waited.status,
-                by_caller: signal == Some(self.signalled.load(Ordering::SeqCst)),
+                by_caller: signal
+                    .is_some_and(|signal| self.signalled.load(Ordering::SeqCst) & bit(signal) != 0),
                 wall: self.started.elapsed(),
                 user: waited.user,
                 system: waited.system,
@@ -189,4 +194,8 @@ impl Child {
         }
         Ok(waited)
     }
+}
+
+fn bit(signal: i32) -> u64 {
+    u32::try_from(signal).ok().and_then(|signal| 1_u64.checked_shl(signal - 1)).unwrap_or_default()
 }

@@ -19,6 +19,12 @@ const CHUNK: usize = 64 * 1024;
 /// How long to wait at most before `interrupt` is asked: a signal that comes just before poll(2) does not interrupt it.
 const INTERRUPT_INTERVAL: Duration = Duration::from_millis(100);
 
+/// How long to leave a child alone that has ended and cannot be reaped yet.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// How long a child may take to die of SIGKILL.
+const DEATH_PATIENCE: Duration = Duration::from_secs(10);
+
 /// What is said to a child, and how much is heard.
 #[derive(Clone, Copy, Debug)]
 pub struct Conversation<'a> {
@@ -77,20 +83,9 @@ impl Child {
     ) -> Result<Completed, Error> {
         let talked = Talk::new(self, pipes, conversation).and_then(|talk| talk.until_the_end(interrupt));
         if talked.is_err() {
-            // One that has been reaped is as good as killed.
-            let _ = self.kill();
+            self.end_within(DEATH_PATIENCE);
         }
-        // It has ended, or does so now.
-        let ended = loop {
-            if let Some(ended) = self.poll()? {
-                break ended;
-            }
-            readable_within(self.pidfd(), 1);
-        };
-        let (outputs, timed_out) = talked?;
-        // It may have ended by itself at the last moment.
-        let timed_out = timed_out && ended.by_caller;
-        Ok(Completed { ended, timed_out, outputs })
+        talked
     }
 }
 
@@ -109,6 +104,20 @@ impl From<Pipes> for OptionalPipes {
     }
 }
 
+impl Child {
+    /// Kills and reaps it, if that can be done.
+    fn end_within(&self, patience: Duration) {
+        let deadline = Instant::now() + patience;
+        // One that has been reaped is as good as killed.
+        if self.kill().is_ok() {
+            while matches!(self.poll(), Ok(None)) && Instant::now() < deadline {
+                readable_within(self.pidfd(), 1);
+                std::thread::sleep(PAUSE);
+            }
+        }
+    }
+}
+
 struct Talk<'a> {
     child: &'a Child,
     stdin: Option<OwnedFd>,
@@ -118,6 +127,7 @@ struct Talk<'a> {
     max_output: usize,
     deadline: Option<Instant>,
     timed_out: bool,
+    ask_at: Instant,
     chunk: Vec<u8>,
 }
 
@@ -145,19 +155,26 @@ impl<'a> Talk<'a> {
             // A time that the clock cannot hold never comes.
             deadline: conversation.timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
             timed_out: false,
+            ask_at: Instant::now() + INTERRUPT_INTERVAL,
             chunk: vec![0; CHUNK],
         })
     }
 
-    fn until_the_end(mut self, interrupt: Interrupt<'_>) -> Result<([Output; 2], bool), Error> {
+    fn until_the_end(mut self, interrupt: Interrupt<'_>) -> Result<Completed, Error> {
         loop {
-            let [stdin, stdout, stderr, ended] = self.wait(interrupt)?;
+            let [stdin, stdout, stderr, ended] = self.wait()?;
             if stdin {
                 self.feed();
             }
             if ended {
-                self.read_the_rest();
-                return Ok((self.outputs, self.timed_out));
+                if let Some(ended) = self.child.poll()? {
+                    self.read_the_rest();
+                    // It may have ended by itself at the last moment.
+                    let timed_out = self.timed_out && ended.by_caller;
+                    return Ok(Completed { ended, timed_out, outputs: self.outputs });
+                }
+                // Whoever traces it has to let it go first.
+                std::thread::sleep(PAUSE);
             }
             for (index, ready) in [stdout, stderr].into_iter().enumerate() {
                 if ready {
@@ -167,14 +184,22 @@ impl<'a> Talk<'a> {
             if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 self.deadline = None;
                 self.timed_out = true;
-                // One that has just ended is as good as killed.
-                let _ = self.child.kill();
+                match self.child.kill() {
+                    // One that has been reaped by others is found out above.
+                    Err(Error::Io { source, .. }) if source.raw_os_error() == Some(libc::ESRCH) => {}
+                    killed => killed?,
+                }
+            }
+            // Also where there is always something to read. After the deadline, because it may wait for a lock of the caller's.
+            if Instant::now() >= self.ask_at {
+                interrupt()?;
+                self.ask_at = Instant::now() + INTERRUPT_INTERVAL;
             }
         }
     }
 
     /// Which of standard input, output and error are ready, and whether the child has ended.
-    fn wait(&self, interrupt: Interrupt<'_>) -> Result<[bool; 4], Error> {
+    fn wait(&mut self) -> Result<[bool; 4], Error> {
         let descriptors: [Option<BorrowedFd<'_>>; 4] = [
             self.stdin.as_ref().map(AsFd::as_fd),
             self.readers[0].as_ref().map(AsFd::as_fd),
@@ -192,8 +217,11 @@ impl<'a> Talk<'a> {
         let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let patience = left.unwrap_or(INTERRUPT_INTERVAL).min(INTERRUPT_INTERVAL);
         match poll(&mut polled, Some(&Timespec::try_from(patience).unwrap_or_default())) {
-            Ok(0) | Err(Errno::INTR) => interrupt()?,
             Ok(_) => {}
+            Err(Errno::INTR) => {
+                self.ask_at = Instant::now();
+                return Ok([false; 4]);
+            }
             Err(errno) => return Err(Error::io("poll")(errno)),
         }
         let mut ready = polled.iter().map(|polled| !polled.revents().is_empty());
