@@ -153,7 +153,8 @@ impl Channel {
         Ok(Some(Received { message, descriptors, descriptors_lost, sender }))
     }
 
-    /// Waits for a message and tells its length: a buffer for the longest that there may be would cost a newborn child more than most of its sandbox.
+    /// Waits for a message and tells its length: a buffer for the longest that there may be would cost a newborn child more than most of
+    /// its sandbox.
     fn next_length(&self) -> rustix::io::Result<usize> {
         let flags = RecvFlags::PEEK | RecvFlags::TRUNC;
         let mut nothing: [u8; 0] = [];
@@ -166,8 +167,8 @@ impl Channel {
     }
 }
 
-/// Receives once more where the other end was closed with our messages still unread, at whatever moment. The kernel tells that once, before what
-/// the other end has sent itself, and the end.
+/// Receives once more where the other end was closed with our messages still unread, at whatever moment. The kernel tells that once,
+/// before what the other end has sent itself, and the end.
 fn despite_reset<T>(mut receive: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
     match retry_on_intr(&mut receive) {
         Err(Errno::CONNRESET) => retry_on_intr(receive),

@@ -1,5 +1,5 @@
-//! A child from its first input to its end: feeds it, reads what it writes, and reaps it. However much it writes, however long it takes and whatever it
-//! leaves open, the caller gets it back.
+//! A child from its first input to its end: feeds it, reads what it writes, and reaps it. However much it writes, however long it takes and
+//! whatever it leaves open, the caller gets it back.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::{Errno, ioctl_fionread, read, retry_on_intr, write};
 
-use super::child::{Child, Ended, Pipes};
+use super::child::{Child, Ended};
 use super::{Interrupt, readable_within};
 use crate::error::Error;
 use crate::sys::kernel::without_sigpipe;
@@ -87,24 +87,7 @@ impl Child {
         }
         talked
     }
-}
 
-/// Those of a child's pipes that the caller has not closed.
-#[derive(Debug)]
-pub struct OptionalPipes {
-    /// To write.
-    pub stdin: Option<OwnedFd>,
-    /// To read: standard output and error.
-    pub outputs: [Option<OwnedFd>; 2],
-}
-
-impl From<Pipes> for OptionalPipes {
-    fn from(pipes: Pipes) -> Self {
-        Self { stdin: Some(pipes.stdin), outputs: [Some(pipes.stdout), Some(pipes.stderr)] }
-    }
-}
-
-impl Child {
     /// Kills and reaps it, if that can be done.
     fn end_within(&self, patience: Duration) {
         let deadline = Instant::now() + patience;
@@ -116,6 +99,15 @@ impl Child {
             }
         }
     }
+}
+
+/// Those of a child's pipes that the caller has not closed.
+#[derive(Debug)]
+pub struct OptionalPipes {
+    /// To write.
+    pub stdin: Option<OwnedFd>,
+    /// To read: standard output and error.
+    pub outputs: [Option<OwnedFd>; 2],
 }
 
 struct Talk<'a> {

@@ -93,10 +93,14 @@ impl Client {
         };
         let sent = sources.owned_by(first_id, request.sandbox.child_id())?;
         let mounts = MountOrders { view: std::mem::take(&mut sources.view), sent };
+        // Before user code runs, because it may fail.
+        let watched = if sources.uppers.is_empty() { None } else { Some(newborn.duplicate_pidfd()?) };
         let layers = newborn.lock_in(request, mounts, &descriptors, interrupt)?;
         let descriptions = layers::describe_all(&layers, request.sandbox, first_id);
-        newborn.keep(std::mem::take(&mut sources.uppers))?;
         let (pid, pidfd) = newborn.release()?;
+        if let Some(child) = watched {
+            Upper::keep(sources.uppers, child);
+        }
         Ok((Child::new(pid, pidfd, descriptions, layers, proc), pipes))
     }
 
@@ -411,10 +415,9 @@ impl Newborn {
         }
     }
 
-    /// Keeps these locked until its end.
-    fn keep(&self, uppers: Vec<Upper>) -> Result<(), Error> {
+    fn duplicate_pidfd(&self) -> Result<OwnedFd, Error> {
         let pidfd = self.pidfd.as_ref().ok_or(Error::Closed)?;
-        Upper::keep(uppers, pidfd).map_err(Error::io("dup"))
+        rustix::io::fcntl_dupfd_cloexec(pidfd, 3).map_err(Error::io("dup"))
     }
 
     /// The child, complete: from here on it lives until the caller or itself ends it.

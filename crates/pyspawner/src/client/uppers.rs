@@ -37,12 +37,8 @@ impl Upper {
     }
 
     /// Keeps `uppers` locked while the process behind the pidfd `child` lives.
-    pub(super) fn keep(uppers: Vec<Self>, child: &OwnedFd) -> rustix::io::Result<()> {
-        if !uppers.is_empty() {
-            let child = rustix::io::fcntl_dupfd_cloexec(child, 3)?;
-            lock(&IN_USE).push(InUse { child, _uppers: uppers });
-        }
-        Ok(())
+    pub(super) fn keep(uppers: Vec<Self>, child: OwnedFd) {
+        lock(&IN_USE).push(InUse { child, _uppers: uppers });
     }
 }
 

@@ -47,8 +47,8 @@ impl Applied {
     }
 }
 
-/// Applies every layer that `orders` asks for, and returns their names in order, and the nanoseconds that each took. `sent` came with them; `template` is what the zygote has
-/// staged.
+/// Applies every layer that `orders` asks for, and returns their names in order, and the nanoseconds that each took. `sent` came with
+/// them; `template` is what the zygote has staged.
 ///
 /// # Errors
 ///

@@ -13,7 +13,7 @@ pub(crate) struct Waited {
     pub(crate) pid: i32,
     /// As of waitpid(2).
     pub(crate) status: i32,
-    /// CPU time of the process and of all below it, in user mode and in the kernel.
+    /// CPU time of the process and of those below it that were waited for, in user mode and in the kernel.
     pub(crate) user: Duration,
     pub(crate) system: Duration,
     /// The most memory that one of these processes had, in bytes.
