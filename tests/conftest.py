@@ -9,7 +9,7 @@ import time
 import pytest
 
 import pyspawner
-from support import children_of_this_process, open_descriptors
+from support import children_of_this_process, open_descriptors, visible_directory
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,6 +36,30 @@ def client():
     """A client without preloaded modules whose children run source code; see ``support.run``."""
     with pyspawner.Client(child_main="support.run_source") as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def preloaded():
+    """A client whose children have what they need in memory: in their root there is no Python."""
+    imports = [
+        "attacks",
+        "encodings.idna",
+        "pty",
+        "shutil",
+        "subprocess",
+        "termios",
+        "threading",
+        "traceback",
+    ]
+    with pyspawner.Client(child_main="support.run_source", preload_imports=imports) as client:
+        yield client
+
+
+@pytest.fixture
+def directory():
+    """A directory that children see."""
+    with visible_directory() as directory:
+        yield directory
 
 
 @pytest.fixture(autouse=True)

@@ -33,12 +33,6 @@ each_sandbox = pytest.mark.parametrize("sandbox", [ALONE, SANDBOX], ids=["alone"
 LOCKED = os.ST_RDONLY | os.ST_NOSUID | os.ST_NODEV
 
 
-@pytest.fixture
-def directory():
-    with visible_directory() as directory:
-        yield directory
-
-
 def in_a_namespace(*commands: str) -> list[str]:
     """A program that runs another in a mount namespace of its own, after these shell commands."""
     return ["unshare", "--mount", "sh", "-ec", "\n".join([*commands, 'exec "$@"']), "sh"]

@@ -17,7 +17,7 @@ import attacks
 import pyspawner
 import support
 from pyspawner import Bind, SandboxConfig, Tmpfs
-from support import attack_outside, run_caller, visible_directory
+from support import attack_outside, run_caller
 
 # Alone: no optional layer, so that the child is root in its own namespaces, with every capability.
 ALONE, ALL = frozenset({"none of the layers"}), frozenset()
@@ -35,12 +35,6 @@ MAPPED_ALONE = pytest.param(
     ALONE,
     marks=pytest.mark.xfail(reason="the mounts layer alone maps 65,536 owners, not only the caller"),
 )
-
-
-@pytest.fixture
-def directory():
-    with visible_directory() as directory:
-        yield directory
 
 
 @pytest.fixture

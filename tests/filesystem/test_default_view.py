@@ -15,7 +15,7 @@ import pytest
 
 import pyspawner
 import support
-from support import SANDBOX, attack, attack_outside, only, run_caller, visible_directory
+from support import SANDBOX, attack, attack_outside, only, run_caller
 
 ALONE = only()
 each_sandbox = pytest.mark.parametrize("sandbox", [ALONE, SANDBOX], ids=["alone", "all layers"])
@@ -26,12 +26,6 @@ PRIVATE = ["/tmp", "/var/tmp", "/dev/shm"]
 EMPTY = [
     path for path in ("/run", "/var/run", "/sys", "/mnt", "/media", "/home", "/root") if os.path.isdir(path)
 ]
-
-
-@pytest.fixture
-def directory():
-    with visible_directory() as directory:
-        yield directory
 
 
 CHECKOUT = Path(support.__file__).resolve().parents[1]

@@ -15,7 +15,7 @@ import pytest
 import pyspawner
 import support
 from pyspawner import Bind, Overlay, SandboxConfig, Tmpfs
-from support import run_caller, visible_directory
+from support import run_caller
 
 # Alone: no optional layer, so that the child is root in its own namespaces, with every capability.
 ALONE, ALL = frozenset({"none of the layers"}), frozenset()
@@ -30,20 +30,6 @@ UNLOCKED_ALONE = pytest.param(
     ALONE,
     marks=pytest.mark.xfail(reason="the mounts layer alone does not stop a child that keeps CAP_SYS_ADMIN"),
 )
-
-
-@pytest.fixture(scope="module")
-def preloaded():
-    """A client whose children have what they need in memory: in their root there is no Python."""
-    imports = ["attacks", "encodings.idna", "traceback", "threading", "shutil"]
-    with pyspawner.Client(child_main="support.run_source", preload_imports=imports) as client:
-        yield client
-
-
-@pytest.fixture
-def directory():
-    with visible_directory() as directory:
-        yield directory
 
 
 @pytest.fixture

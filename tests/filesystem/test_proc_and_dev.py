@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-import pyspawner
 import support
 from pyspawner import Dev, Proc, SandboxConfig
 from support import visible_directory
@@ -16,14 +15,6 @@ from support import visible_directory
 # Alone: no optional layer, so that the child is root in its own namespaces, with every capability.
 ALONE, ALL = frozenset({"none of the layers"}), frozenset()
 each_sandbox = pytest.mark.parametrize("layers", [ALONE, ALL], ids=["alone", "all layers"])
-
-
-@pytest.fixture(scope="module")
-def preloaded():
-    """A client whose children have what they need in memory: in their root there is no Python."""
-    imports = ["attacks", "encodings.idna", "traceback", "threading", "pty", "termios"]
-    with pyspawner.Client(child_main="support.run_source", preload_imports=imports) as client:
-        yield client
 
 
 @pytest.fixture

@@ -19,7 +19,6 @@ import pytest
 import pyspawner
 import support
 from pyspawner import Bind, Overlay, SandboxConfig, Tmpfs
-from support import visible_directory
 
 THREADS = 4
 # Of each race; all of them together make 2,000 children.
@@ -53,12 +52,6 @@ def swapping(one: Path, other: Path) -> Iterator[None]:
 
 
 @pytest.fixture
-def directory():
-    with visible_directory() as directory:
-        yield directory
-
-
-@pytest.fixture
 def places(directory):
     """A directory, and a link to a secret to be swapped with it."""
     for name in ("real", "secret"):
@@ -66,14 +59,6 @@ def places(directory):
         (directory / name / "which").write_text(name)
     (directory / "link").symlink_to("secret")
     return directory
-
-
-@pytest.fixture(scope="module")
-def preloaded():
-    """A client whose children have what they need in memory: in their root there is no Python."""
-    imports = ["attacks", "encodings.idna", "traceback", "threading"]
-    with pyspawner.Client(child_main="support.run_source", preload_imports=imports) as client:
-        yield client
 
 
 def many(spawn_one: Callable[[int], str], count: int = SPAWNS) -> Counter[str]:

@@ -12,27 +12,13 @@ import pytest
 import pyspawner
 import support
 from pyspawner import Bind, Dev, Overlay, Proc, SandboxConfig, Tmpfs
-from support import run_caller, visible_directory
+from support import run_caller
 
 # Alone: no optional layer, so that the child is root in its own namespaces, with every capability.
 ALONE, ALL = frozenset({"none of the layers"}), frozenset()
 each_sandbox = pytest.mark.parametrize("layers", [ALONE, ALL], ids=["alone", "all layers"])
 
 LOCKED = os.ST_RDONLY | os.ST_NOSUID | os.ST_NODEV
-
-
-@pytest.fixture(scope="module")
-def preloaded():
-    """A client whose children have what they need in memory: in their root there is no Python."""
-    imports = ["attacks", "encodings.idna", "traceback", "threading"]
-    with pyspawner.Client(child_main="support.run_source", preload_imports=imports) as client:
-        yield client
-
-
-@pytest.fixture
-def directory():
-    with visible_directory() as directory:
-        yield directory
 
 
 @pytest.fixture

@@ -19,14 +19,6 @@ each_sandbox = pytest.mark.parametrize("layers", [ALONE, ALL], ids=["alone", "al
 WHERE = "import os; print(os.getcwd(), sorted(os.listdir('.')))"
 
 
-@pytest.fixture(scope="module")
-def preloaded():
-    """A client whose children have what they need in memory: in their root there is no Python."""
-    imports = ["attacks", "encodings.idna", "traceback", "threading"]
-    with pyspawner.Client(child_main="support.run_source", preload_imports=imports) as client:
-        yield client
-
-
 @pytest.fixture
 def root():
     """A root in a directory with a secret."""

@@ -15,7 +15,7 @@ import obstacles
 import pytest
 
 import support
-from support import run_caller, visible_directory
+from support import run_caller
 
 THIS_KERNEL = ""
 KERNELS = {
@@ -33,12 +33,6 @@ each_kernel_and_this = pytest.mark.parametrize(
 
 LOCKED = os.ST_RDONLY | os.ST_NOSUID | os.ST_NODEV
 MS_NOEXEC, MS_NOSYMFOLLOW, ST_NOEXEC, ST_NOSYMFOLLOW = 8, 256, 8, 0x2000
-
-
-@pytest.fixture
-def directory():
-    with visible_directory() as directory:
-        yield directory
 
 
 def on(kernel: str, source: str, **names: object) -> Any:
