@@ -44,8 +44,11 @@ def preloaded():
     imports = [
         "attacks",
         "encodings.idna",
+        "mmap",
         "pty",
+        "resource",
         "shutil",
+        "socket",
         "subprocess",
         "termios",
         "threading",

@@ -7,7 +7,8 @@ use pyspawner::config::OPTIONAL_LAYERS;
 use pyspawner::error::{Failure, Step};
 use pyspawner::layer::Layer;
 use pyspawner::protocol::{
-    ChildNetwork, Filesystem, FromZygote, Message, MountOrder, Order, Orders, Report, Spawn, Start, ToZygote, View, Watch, encode,
+    ChildNetwork, CpuBudget, Filesystem, FromZygote, Message, MountOrder, Order, Orders, Report, Rlimits,
+    Spawn, Start, ToZygote, View, Watch, encode,
 };
 
 fn main() {
@@ -23,6 +24,7 @@ fn main() {
     let view = View {
         chroot: true,
         proc: true,
+        tmp_bytes: 4096,
         mounts: filesystems.map(|filesystem| MountOrder { target: c"/a".into(), filesystem }).into(),
     };
     let orders = Orders {
@@ -36,6 +38,7 @@ fn main() {
         }),
         optional_layers: OPTIONAL_LAYERS.into(),
         landlock_abi: 7,
+        rlimits: Rlimits { processes: Some(300), nice: 1, ..Rlimits::default() },
     };
     let start = Start {
         caller: 1,
@@ -45,7 +48,9 @@ fn main() {
     };
     let threads = vec![("a".into(), vec!["b".into()])];
     write(0, &ToZygote::Proceed, &[ToZygote::Start(start)]);
-    write(1, &Spawn { trees: 0, namespaces: false }, &[Spawn { trees: 2, namespaces: true }]);
+    let spawn = Spawn { trees: 0, namespaces: false, cgroup: false, cpu_microseconds: None };
+    let fuller = Spawn { trees: 2, namespaces: true, cgroup: true, cpu_microseconds: Some(300) };
+    write(1, &spawn, &[fuller]);
     write(
         2,
         &FromZygote::HandOver,
@@ -68,7 +73,12 @@ fn main() {
             Report::Failed(failure),
         ],
     );
-    write(5, &Watch::This, &[Watch::Watching, Watch::Refused { errno: 24 }]);
+    let budget = CpuBudget { microseconds: 300, of_cgroup: true, pid: 300 };
+    write(
+        5,
+        &Watch::Watching,
+        &[Watch::Refused { errno: 24 }, Watch::This { budget: None }, Watch::This { budget: Some(budget) }],
+    );
 }
 
 /// `shortest` has a body of one byte: what is before it is the header, which the target adds itself.

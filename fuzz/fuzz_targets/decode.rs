@@ -12,7 +12,7 @@ fuzz_target!(|input: &[u8]| {
     // Each with a message whose body is one byte.
     match choice % 6 {
         0 => try_both(&ToZygote::Proceed, bytes),
-        1 => try_both(&Spawn { trees: 0, namespaces: false }, bytes),
+        1 => try_both(&Spawn { trees: 0, namespaces: false, cgroup: false, cpu_microseconds: None }, bytes),
         2 => try_both(&FromZygote::HandOver, bytes),
         3 => try_both(&Order::Run, bytes),
         4 => try_both(&Report::Born, bytes),

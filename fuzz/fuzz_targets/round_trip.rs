@@ -6,11 +6,11 @@ use std::fmt::Debug;
 
 use libfuzzer_sys::arbitrary::{Result, Unstructured};
 use libfuzzer_sys::fuzz_target;
-use pyspawner::config::OPTIONAL_LAYERS;
 use pyspawner::error::{Failure, Step};
 use pyspawner::layer::Layer;
 use pyspawner::protocol::{
-    ChildNetwork, Filesystem, FromZygote, Message, MountOrder, Order, Orders, ProtocolError, Report, Spawn, Start, ToZygote, View, Watch,
+    ChildNetwork, CpuBudget, Filesystem, FromZygote, Message, MountOrder, Order, Orders, ProtocolError,
+    Report, Rlimits, Spawn, Start, ToZygote, View, Watch,
 };
 use pyspawner::protocol::{decode, encode};
 
@@ -22,7 +22,7 @@ fuzz_target!(|input: &[u8]| {
 fn try_one(input: &mut Unstructured<'_>) -> Result<()> {
     match input.int_in_range(0..=5)? {
         0 => to_zygote(input).and_then(|message| check(&message, input)),
-        1 => check(&Spawn { trees: input.arbitrary()?, namespaces: input.arbitrary()? }, input),
+        1 => check(&spawn(input)?, input),
         2 => from_zygote(input).and_then(|message| check(&message, input)),
         3 => order(input).and_then(|message| check(&message, input)),
         4 => report(input).and_then(|message| check(&message, input)),
@@ -80,13 +80,29 @@ fn text(input: &mut Unstructured<'_>) -> Result<String> {
 }
 
 fn layer(input: &mut Unstructured<'_>) -> Result<Layer> {
-    let obligatory = [Layer::Namespaces, Layer::IdMap, Layer::Network, Layer::Mounts, Layer::Session];
-    input.choose(&[&obligatory[..], &OPTIONAL_LAYERS].concat()).copied()
+    input.choose(&Layer::ALL).copied()
 }
 
 fn failure(input: &mut Unstructured<'_>) -> Result<Failure> {
     let step = *input.choose(&[Step::Clone, Step::WriteUidMap, Step::CreateVeth, Step::ReceiveOrders])?;
     Ok(Failure::new(layer(input)?, step, input.arbitrary()?))
+}
+
+fn spawn(input: &mut Unstructured<'_>) -> Result<Spawn> {
+    let (trees, namespaces) = input.arbitrary()?;
+    let (cgroup, cpu_microseconds) = input.arbitrary()?;
+    Ok(Spawn { trees, namespaces, cgroup, cpu_microseconds })
+}
+
+fn rlimits(input: &mut Unstructured<'_>) -> Result<Rlimits> {
+    Ok(Rlimits {
+        data_bytes: input.arbitrary()?,
+        cpu_seconds: input.arbitrary()?,
+        processes: input.arbitrary()?,
+        open_files: input.arbitrary()?,
+        file_bytes: input.arbitrary()?,
+        nice: input.arbitrary()?,
+    })
 }
 
 fn to_zygote(input: &mut Unstructured<'_>) -> Result<ToZygote> {
@@ -127,6 +143,7 @@ fn order(input: &mut Unstructured<'_>) -> Result<Order> {
         network: optional(input, network)?,
         optional_layers: list(input, layer)?,
         landlock_abi: input.arbitrary()?,
+        rlimits: rlimits(input)?,
     }))
 }
 
@@ -150,6 +167,7 @@ fn view(input: &mut Unstructured<'_>) -> Result<View> {
     Ok(View {
         chroot: input.arbitrary()?,
         proc: input.arbitrary()?,
+        tmp_bytes: input.arbitrary()?,
         mounts: list(input, mount)?,
     })
 }
@@ -165,8 +183,12 @@ fn report(input: &mut Unstructured<'_>) -> Result<Report> {
 }
 
 fn watch(input: &mut Unstructured<'_>) -> Result<Watch> {
+    let budget = |input: &mut Unstructured<'_>| {
+        let (microseconds, of_cgroup, pid) = input.arbitrary()?;
+        Ok(CpuBudget { microseconds, of_cgroup, pid })
+    };
     Ok(match input.int_in_range(0..=2)? {
-        0 => Watch::This,
+        0 => Watch::This { budget: optional(input, budget)? },
         1 => Watch::Watching,
         _ => Watch::Refused { errno: input.arbitrary()? },
     })

@@ -24,6 +24,7 @@ from pyspawner._errors import (
     ZygoteDiedError,
     ZygoteStartError,
 )
+from pyspawner._limits import Limits
 from pyspawner._mounts import Bind, Dev, Mount, Overlay, Proc, Tmpfs
 from pyspawner._native import __version__
 from pyspawner._process import Cause, ChildProcess, Completed, Usage
@@ -38,6 +39,7 @@ __all__ = [
     "Completed",
     "Dev",
     "InsecureSandboxWarning",
+    "Limits",
     "Mount",
     "NetlinkError",
     "NetworkConfig",

@@ -11,8 +11,13 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from pyspawner._native import tell_uncaught
+
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+# In place of an exit code, of which there are 256.
+_UNCAUGHT = 256
 
 
 def run(
@@ -29,10 +34,14 @@ def run(
         code = _call(child_main, args_descriptor, reseeding)
         code = _finish(code)
     except BaseException as error:
+        code = _UNCAUGHT
         sys.excepthook(type(error), error, error.__traceback__)
     finally:
         # Readers see the end of file now, and not after the kernel has torn the memory down.
         os.closerange(0, 3)
+        if code == _UNCAUGHT:
+            tell_uncaught()
+            code = 1
         os._exit(code)
 
 
@@ -51,7 +60,7 @@ def _call(
         # Without our own frame.
         traceback = error.__traceback__ and error.__traceback__.tb_next
         sys.excepthook(type(error), error.with_traceback(traceback), traceback)
-        return 1
+        return _UNCAUGHT
     return 0
 
 

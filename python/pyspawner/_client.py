@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pyspawner import _native
 from pyspawner._config import SandboxConfig
 from pyspawner._errors import InsecureSandboxWarning
+from pyspawner._limits import Limits
 from pyspawner._mounts import Mount
 from pyspawner._process import ChildProcess, open_stdin
 
@@ -150,6 +151,7 @@ class Client:
                 str(network.kernel_ipv4_address),
                 str(network.child_ipv4_address),
             ),
+            limits=_limits(sandbox_config.limits),
             skip_sandbox_except=sorted(sandbox_config.skip_sandbox_except),
         )
         return ChildProcess(
@@ -205,6 +207,15 @@ def _to_native(index: int, mount: Mount) -> _native.Mount:
         # Which argument it was may be in a note.
         what = ", ".join([str(error), *getattr(error, "__notes__", [])])
         raise type(error)(f"mounts[{index}]: {what}") from None
+
+
+def _limits(limits: Limits | str) -> Limits:
+    if limits == "required":
+        return Limits(cgroup="required")
+    # Of any type at run time, whatever the annotation says.
+    if not isinstance(limits, Limits):
+        raise TypeError(f'limits must be Limits(...) or "required", not {limits!r}')
+    return limits
 
 
 def _path(path: Path | None) -> Path | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+from pyspawner._limits import Limits
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,8 +46,8 @@ class SandboxConfig:
     filesystem, and is not a symbolic link.
 
     ``None`` (default): the host's tree, read-only, with an own ``/proc``, a minimal ``/dev``, an own ``/tmp``, ``/var/tmp`` and
-    ``/dev/shm`` (256 MiB and 65,536 files together), and without what is private: ``/run``, ``/sys``, ``/mnt``, ``/media``, ``/root`` and
-    homes are empty, but for what the interpreter and the modules on ``sys.path`` need.
+    ``/dev/shm`` (``tmp_bytes`` of :attr:`limits` together), and without what is private: ``/run``, ``/sys``, ``/mnt``, ``/media``,
+    ``/root`` and homes are empty, but for what the interpreter and the modules on ``sys.path`` need.
     """
 
     network: NetworkConfig | None = None
@@ -73,11 +75,15 @@ class SandboxConfig:
     max_landlock_abi: int | None = None
     """For tests of what an older kernel's Landlock can do: the highest ABI version to use; see landlock(7)."""
 
+    limits: Limits | Literal["required"] = Limits()  # noqa: RUF009 (frozen)
+    """What it may use. ``"required"`` is short for ``Limits(cgroup="required")``."""
+
     @classmethod
     def without_namespaces(
         cls,
         *,
         working_dir: Path | None = None,
+        limits: Limits | Literal["required"] = Limits(),  # noqa: B008 (frozen)
         skip_sandbox_except: frozenset[str] = frozenset(),
         max_landlock_abi: int | None = None,
     ) -> SandboxConfig:
@@ -92,6 +98,7 @@ class SandboxConfig:
         """
         return cls(
             working_dir=working_dir,
+            limits=limits,
             skip_sandbox_except=skip_sandbox_except,
             max_landlock_abi=max_landlock_abi,
             namespaces=False,

@@ -4,7 +4,12 @@ from collections.abc import Sequence
 from os import PathLike
 from typing import final
 
+from pyspawner._limits import Limits
+
 __version__: str
+
+def tell_uncaught() -> None:
+    """In a child: say that an exception ends it, with an exit code of 1."""
 
 def open_beneath(directory: str | PathLike[str], path: str | PathLike[str]) -> int:
     """Open a regular file below a directory for reading, and return its descriptor."""
@@ -35,6 +40,7 @@ class Client:
         namespaces: bool,
         max_landlock_abi: int | None,
         network: tuple[str, str, str, str] | None,
+        limits: Limits,
         skip_sandbox_except: list[str],
     ) -> tuple[Child, int, int, int]:
         """Return the child, and the caller's ends of its stdin, stdout and stderr."""
@@ -106,9 +112,7 @@ class Completed:
     @property
     def status(self) -> int: ...
     @property
-    def by_caller(self) -> bool: ...
-    @property
-    def timed_out(self) -> bool: ...
+    def cause(self) -> str: ...
     @property
     def stdout(self) -> bytes: ...
     @property
@@ -125,6 +129,10 @@ class Completed:
     def system_seconds(self) -> float: ...
     @property
     def peak_memory_bytes(self) -> int: ...
+    @property
+    def peak_processes(self) -> int | None: ...
+    @property
+    def refused_processes(self) -> int | None: ...
 
 @final
 class Boot:

@@ -30,6 +30,9 @@ class Cause(enum.Enum):
     EXITED = "exited"
     """It came to its end, whatever its exit code."""
 
+    EXCEPTION = "exception"
+    """The same, by an exception that nobody has caught. This alone is the child's own word, as the exception is."""
+
     SIGNALED = "signaled"
     """A signal ended it: a crash, or one that it sent itself, or somebody else. ``returncode`` says which."""
 
@@ -39,12 +42,23 @@ class Cause(enum.Enum):
     KILLED = "killed"
     """The caller's own signal ended it: :meth:`ChildProcess.kill` and its like, or the end of a ``with`` block."""
 
+    CPU_TIME = "cpu_time"
+    """It has used its ``cpu_seconds`` of :class:`Limits`."""
+
+    OUT_OF_MEMORY = "out_of_memory"
+    """It has used the ``memory_bytes`` of :class:`Limits`. Only of a child with a cgroup: others get ``MemoryError``."""
+
+    BLOCKED_SYSCALL = "blocked_syscall"
+    """It has made a system call that the sandbox blocks. Its standard error names the call and where it was made. Without namespaces it is
+    ``SIGNALED``: such a child can send itself this signal."""
+
 
 @dataclass(frozen=True)
 class Usage:
-    """What a child has used, and those of its descendants that it has waited for. See getrusage(2).
+    """What a child has used.
 
-    A hostile child can hide what its descendants use: it is for information, and no bill.
+    With a cgroup, it and all that it has started. Without, it and those of its descendants that it has waited for, see getrusage(2): a
+    hostile child can hide what they use, so that is for information, and no bill.
     """
 
     wall_seconds: float
@@ -57,7 +71,14 @@ class Usage:
     """CPU time in the kernel."""
 
     peak_memory_bytes: int
-    """The most memory that one of its processes had. What it shares with the zygote counts in full."""
+    """The most memory at one time. Without a cgroup, or before Linux 5.19: of the largest of its processes, and what it shares with the
+    zygote counts in full."""
+
+    peak_processes: int | None = None
+    """The most processes and threads at one time. ``None`` without a cgroup, or where the kernel does not say (Linux 6.12 does)."""
+
+    refused_processes: int | None = None
+    """How many processes and threads could not be made because of the limit. ``None`` without a cgroup."""
 
 
 @dataclass(frozen=True)
@@ -290,16 +311,9 @@ class ChildProcess:
             self._outcome.is_lost = True
             self._end()
             raise
-        returncode = os.waitstatus_to_exitcode(ended.status)
-        if ended.timed_out:
-            cause = Cause.TIMED_OUT
-        elif ended.by_caller:
-            cause = Cause.KILLED
-        else:
-            cause = Cause.SIGNALED if returncode < 0 else Cause.EXITED
         return Completed(
-            returncode=returncode,
-            cause=cause,
+            returncode=os.waitstatus_to_exitcode(ended.status),
+            cause=Cause(ended.cause),
             stdout=ended.stdout,
             stderr=ended.stderr,
             stdout_dropped=ended.stdout_dropped,
@@ -309,6 +323,8 @@ class ChildProcess:
                 user_seconds=ended.user_seconds,
                 system_seconds=ended.system_seconds,
                 peak_memory_bytes=ended.peak_memory_bytes,
+                peak_processes=ended.peak_processes,
+                refused_processes=ended.refused_processes,
             ),
         )
 

@@ -6,9 +6,11 @@ and ``sys.path``, and nothing about any child.
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import importlib
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -58,6 +60,9 @@ def main() -> None:
     # Children neither collect nor move what is here: a collection would copy every page.
     gc.collect()
     gc.freeze()
+
+    # Where in Python a child was, for its last words when a system call of it is blocked: the sandbox's handler calls this one.
+    faulthandler.register(signal.SIGSYS, file=2, all_threads=False, chain=False)
 
     args = boot.serve(installation, search_path)
     if args is None:

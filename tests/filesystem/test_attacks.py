@@ -1133,7 +1133,8 @@ def test_a_child_fills_its_own_directories_and_nobody_elses(client, directory, s
 @pytest.mark.parametrize("fill", FILLS)
 def test_in_whichever_way_a_child_fills_them_there_is_an_end(client, fill):
     source = FILL + textwrap.dedent(FILLS[fill]) + "print(count)"
-    refusal, count = support.run(client, source, directory="/tmp").text.split()
+    sandbox = pyspawner.SandboxConfig(limits=pyspawner.Limits(file_bytes=None))
+    refusal, count = support.run(client, source, sandbox=sandbox, directory="/tmp").text.split()
     assert refusal == "ENOSPC"
     assert int(count) <= (LIMIT_FILES if "many" in fill else LIMIT_BYTES // MIB)
 

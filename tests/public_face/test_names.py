@@ -27,6 +27,7 @@ def test_the_public_names_are_these():
         "Completed",
         "Dev",
         "InsecureSandboxWarning",
+        "Limits",
         "Mount",
         "NetlinkError",
         "NetworkConfig",
@@ -93,6 +94,7 @@ def test_what_the_configuration_has_beside_that_is_this():
         ("proc", True),
         ("namespaces", True),
         ("max_landlock_abi", None),
+        ("limits", dataclasses.asdict(pyspawner.Limits())),
     ]
 
 

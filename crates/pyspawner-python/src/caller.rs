@@ -9,11 +9,14 @@ use std::time::Duration;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
-use pyspawner::client::{self, Conversation, Interrupt, OptionalPipes, Signal, SpawnRequest, StartOptions};
+use pyspawner::client::{
+    self, Cause, Conversation, Interrupt, OptionalPipes, Signal, SpawnRequest, StartOptions,
+};
 use pyspawner::config::{self, NetworkConfig, SandboxConfig};
 use pyspawner::error::Error;
 
 use crate::errors::{from_io, to_python};
+use crate::limits::Limits;
 
 /// Runs `work` without the GIL. A Python signal handler that raises gives it up, and its exception is the answer.
 fn without_gil<T: Send>(
@@ -66,7 +69,7 @@ impl Client {
     }
 
     /// The child, and the caller's ends of its stdin, stdout and stderr.
-    #[pyo3(signature = (args, *, process_name, chroot_dir, mounts, working_dir, proc, namespaces, max_landlock_abi, network, skip_sandbox_except))]
+    #[pyo3(signature = (args, *, process_name, chroot_dir, mounts, working_dir, proc, namespaces, max_landlock_abi, network, limits, skip_sandbox_except))]
     #[expect(clippy::too_many_arguments, reason = "one a field of SandboxConfig")]
     fn spawn(
         &self,
@@ -80,6 +83,7 @@ impl Client {
         namespaces: bool,
         max_landlock_abi: Option<u8>,
         network: Option<(String, String, String, String)>,
+        limits: Limits,
         skip_sandbox_except: Vec<String>,
     ) -> PyResult<(Child, RawFd, RawFd, RawFd)> {
         let network =
@@ -95,6 +99,7 @@ impl Client {
             namespaces,
             max_landlock_abi,
             network,
+            limits: limits.into_core()?,
             skip_sandbox_except,
         };
         let request = SpawnRequest { args, process_name, sandbox: &sandbox };
@@ -253,8 +258,7 @@ fn take(number: Option<RawFd>) -> Option<OwnedFd> {
 #[pyclass(frozen, get_all)]
 pub(crate) struct Completed {
     status: i32,
-    by_caller: bool,
-    timed_out: bool,
+    cause: &'static str,
     stdout: Py<PyBytes>,
     stderr: Py<PyBytes>,
     stdout_dropped: u64,
@@ -263,15 +267,16 @@ pub(crate) struct Completed {
     user_seconds: f64,
     system_seconds: f64,
     peak_memory_bytes: u64,
+    peak_processes: Option<u64>,
+    refused_processes: Option<u64>,
 }
 
 impl Completed {
     fn new(py: Python<'_>, completed: client::Completed) -> Self {
-        let client::Completed { ended, timed_out, outputs: [stdout, stderr] } = completed;
+        let client::Completed { ended, outputs: [stdout, stderr] } = completed;
         Self {
             status: ended.status,
-            by_caller: ended.by_caller,
-            timed_out,
+            cause: name_of(ended.cause),
             stdout: PyBytes::new(py, &stdout.kept).unbind(),
             stderr: PyBytes::new(py, &stderr.kept).unbind(),
             stdout_dropped: stdout.dropped,
@@ -280,7 +285,22 @@ impl Completed {
             user_seconds: ended.user.as_secs_f64(),
             system_seconds: ended.system.as_secs_f64(),
             peak_memory_bytes: ended.peak_memory,
+            peak_processes: ended.peak_processes,
+            refused_processes: ended.refused_processes,
         }
+    }
+}
+
+fn name_of(cause: Cause) -> &'static str {
+    match cause {
+        Cause::Exception => "exception",
+        Cause::Signaled => "signaled",
+        Cause::TimedOut => "timed_out",
+        Cause::Killed => "killed",
+        Cause::CpuTime => "cpu_time",
+        Cause::OutOfMemory => "out_of_memory",
+        Cause::BlockedSyscall => "blocked_syscall",
+        _ => "exited",
     }
 }
 

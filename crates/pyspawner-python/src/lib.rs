@@ -4,6 +4,7 @@
 
 mod caller;
 mod errors;
+mod limits;
 mod zygote;
 
 use pyo3::prelude::*;
@@ -14,7 +15,7 @@ mod _native {
     #[pymodule_export]
     use super::caller::{Child, Client, Completed, Mount, open_beneath};
     #[pymodule_export]
-    use super::zygote::Boot;
+    use super::zygote::{Boot, tell_uncaught};
 
     /// The version of the core, the same as the package's.
     #[pymodule_export]

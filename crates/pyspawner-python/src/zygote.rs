@@ -105,3 +105,9 @@ impl Boot {
         }
     }
 }
+
+/// A child's last word but one: an exception ends it, with an exit code of 1.
+#[pyfunction]
+pub(crate) fn tell_uncaught() {
+    pyspawner::uncaught::tell_uncaught();
+}

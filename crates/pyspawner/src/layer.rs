@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 pub enum Layer {
     /// New user, pid, mount, net, ipc, uts and cgroup namespaces: one `clone3`.
     Namespaces,
+    /// A cgroup of its own, with limits of memory, processes and CPU; none where the host gives none.
+    Cgroup,
     /// An own range of 65,536 host uids and gids.
     IdMap,
     /// A veth pair, or only a `lo` that is down.
@@ -26,14 +28,17 @@ pub enum Layer {
     NoNewPrivs,
     /// The same doors as `Mounts`, locked once more: Landlock rules.
     Landlock,
+    /// Limits of each process; setrlimit(2).
+    Rlimits,
     /// The system-call filter.
     Seccomp,
 }
 
 impl Layer {
     /// All of them, in order.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Namespaces,
+        Self::Cgroup,
         Self::IdMap,
         Self::Network,
         Self::Mounts,
@@ -42,6 +47,7 @@ impl Layer {
         Self::Setuid,
         Self::NoNewPrivs,
         Self::Landlock,
+        Self::Rlimits,
         Self::Seccomp,
     ];
 
@@ -50,6 +56,7 @@ impl Layer {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Namespaces => "namespaces",
+            Self::Cgroup => "cgroup",
             Self::IdMap => "id_map",
             Self::Network => "network",
             Self::Mounts => "mounts",
@@ -58,6 +65,7 @@ impl Layer {
             Self::Setuid => "setuid",
             Self::NoNewPrivs => "no_new_privs",
             Self::Landlock => "landlock",
+            Self::Rlimits => "rlimits",
             Self::Seccomp => "seccomp",
         }
     }

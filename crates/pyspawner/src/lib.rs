@@ -16,4 +16,5 @@ pub mod layer;
 pub mod protocol;
 pub mod sandbox;
 mod sys;
+pub mod uncaught;
 pub mod zygote;

@@ -18,7 +18,7 @@ mod tests;
 const MAGIC: [u8; 4] = *b"pysp";
 
 /// Rises with every change of a message. Both ends must have the same.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 
 /// Bytes before the body: magic, version, conversation.
 const HEADER: usize = MAGIC.len() + size_of::<u16>() + 1;
@@ -136,14 +136,18 @@ impl Message for ToZygote {
 }
 
 /// Caller to zygote, on the zygote's socket, from then on: clone a child. With it: one end of the child's private socket, whose
-/// other end the caller keeps, and the trees that the child gets read-only, for it to find at its birth. The zygote never learns
-/// anything about a child but this: what it does not know, no later child can find in its memory.
+/// other end the caller keeps; the child's cgroup, if it has one; and the trees that the child gets read-only, for it to find at its
+/// birth. The zygote never learns anything about a child but this: what it does not know, no later child can find in its memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spawn {
     /// How many trees come with the message.
     pub trees: u8,
     /// Into new namespaces, as all but those are that are told to do without.
     pub namespaces: bool,
+    /// Into the cgroup that comes with the message.
+    pub cgroup: bool,
+    /// The microseconds of CPU time that the cgroup may use, or without one the child itself.
+    pub cpu_microseconds: Option<u64>,
 }
 
 impl Message for Spawn {
@@ -151,7 +155,7 @@ impl Message for Spawn {
     const MAX_FRAME: usize = 64;
 
     fn descriptors(&self) -> usize {
-        1 + usize::from(self.trees)
+        1 + usize::from(self.cgroup) + usize::from(self.trees)
     }
 }
 
@@ -203,6 +207,7 @@ impl Message for FromZygote {
 
 /// Caller to child, on the child's private socket.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "there is one of each in a spawn")]
 pub enum Order {
     /// Enter the sandbox. With it: the mounts that [`Filesystem`] says are sent.
     Enter(Orders),
@@ -225,6 +230,25 @@ pub struct Orders {
     pub optional_layers: Vec<Layer>,
     /// The Landlock ABI to use, if that layer is on.
     pub landlock_abi: u8,
+    /// What each of its processes may use.
+    pub rlimits: Rlimits,
+}
+
+/// What each process of a child may use. `None`: as much as the zygote.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rlimits {
+    /// Private writable memory, what the zygote has included.
+    pub data_bytes: Option<u64>,
+    /// CPU time.
+    pub cpu_seconds: Option<u64>,
+    /// Processes and threads of the child's user.
+    pub processes: Option<u64>,
+    /// Descriptors.
+    pub open_files: Option<u64>,
+    /// The size of a file.
+    pub file_bytes: Option<u64>,
+    /// Added to the zygote's niceness.
+    pub nice: u8,
 }
 
 /// What a child sees of the filesystem.
@@ -234,6 +258,8 @@ pub struct View {
     pub chroot: bool,
     /// In the view of the host: a `/proc`.
     pub proc: bool,
+    /// In the view of the host: the bytes of `/tmp` and its like.
+    pub tmp_bytes: u64,
     /// What to mount, in this order.
     pub mounts: Vec<MountOrder>,
 }
@@ -356,11 +382,25 @@ impl Message for Report {
     }
 }
 
+/// CPU time, after which a child is killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpuBudget {
+    /// How much, in microseconds.
+    pub microseconds: u64,
+    /// Of all in its cgroup, and not of this process.
+    pub of_cgroup: bool,
+    /// The process.
+    pub pid: i32,
+}
+
 /// Zygote to watchdog and back.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Watch {
-    /// From the zygote: kill this process when the caller dies. With it: its pidfd.
-    This,
+    /// From the zygote: kill this process when the caller dies. With it: its pidfd, and its cgroup's `cpu.stat` if the budget is of that.
+    This {
+        /// How much CPU time it has.
+        budget: Option<CpuBudget>,
+    },
     /// From the watchdog: the answer to [`Watch::This`].
     Watching,
     /// From the watchdog: the process cannot be watched.
@@ -375,7 +415,10 @@ impl Message for Watch {
     const MAX_FRAME: usize = 64;
 
     fn descriptors(&self) -> usize {
-        usize::from(matches!(self, Self::This))
+        match self {
+            Self::This { budget } => 1 + usize::from(budget.is_some_and(|budget| budget.of_cgroup)),
+            Self::Watching | Self::Refused { .. } => 0,
+        }
     }
 }
 

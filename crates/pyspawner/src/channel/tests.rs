@@ -15,7 +15,7 @@ use super::*;
 use crate::protocol::{FromZygote, Order, Orders, Report, Spawn, ToZygote, Watch, encode};
 
 /// A message with one descriptor.
-const SPAWN: Spawn = Spawn { trees: 0, namespaces: false };
+const SPAWN: Spawn = Spawn { trees: 0, namespaces: false, cgroup: false, cpu_microseconds: None };
 
 /// More than any message has, and than a receiver has room for.
 const MANY: usize = 60;
@@ -170,7 +170,7 @@ fn a_wrong_number_of_descriptors_is_an_error() {
     }
     check(&Report::Born);
     check(&SPAWN);
-    check(&Spawn { trees: 2, namespaces: true });
+    check(&Spawn { trees: 2, namespaces: true, cgroup: true, cpu_microseconds: Some(1) });
     check(&ToZygote::Start(crate::protocol::Start::default()));
     check(&Order::Run);
     check(&Order::Enter(Orders::default()));
@@ -252,7 +252,7 @@ fn a_message_of_another_conversation_is_an_error() {
     assert!(matches!(ours.recv::<ToZygote>(), Err(ChannelError::Protocol(_))), "an answer of the watchdog");
     theirs.send(&FromZygote::HandOver, &[]).expect("send");
     assert!(matches!(ours.recv::<Report>(), Err(ChannelError::Protocol(_))), "a word of the zygote");
-    theirs.send(&Watch::This, &[writer.as_fd()]).expect("send");
+    theirs.send(&Watch::This { budget: None }, &[writer.as_fd()]).expect("send");
     assert!(matches!(ours.recv::<Spawn>(), Err(ChannelError::Protocol(_))), "a request to the watchdog");
     theirs.send(&SPAWN, &[writer.as_fd()]).expect("send");
     assert!(matches!(ours.recv::<Watch>(), Err(ChannelError::Protocol(_))), "a request to the zygote");

@@ -1,8 +1,8 @@
 //! A child, as its caller holds it.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
@@ -11,8 +11,10 @@ use rustix::process::{Signal, pidfd_send_signal};
 use crate::error::Error;
 use crate::layer::Layer;
 use crate::sys::wait::{Waited, wait_pidfd};
+use crate::uncaught::UNCAUGHT;
 
-use super::uppers::release_ended;
+use super::cgroup::Cgroup;
+use super::living::release_ended;
 use super::{Interrupt, lock, readable_within};
 
 /// A running child. Dropping it leaves the child running.
@@ -24,6 +26,8 @@ pub struct Child {
     layer_times: Vec<(Layer, u32)>,
     /// Its directory in `/proc`, open so that Landlock's rule for it lasts; only of a child without namespaces.
     _proc: Option<OwnedFd>,
+    cgroup: Option<Arc<Cgroup>>,
+    rules: Rules,
     started: Instant,
     /// The signals that were sent through this object, a bit each.
     signalled: AtomicU64,
@@ -31,21 +35,57 @@ pub struct Child {
     ended: Mutex<Option<Ended>>,
 }
 
-/// How a child ended, and what it and those descendants used that were waited for.
+/// What the end of a child can mean.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rules {
+    /// What it may use.
+    pub(super) cpu_time: Option<Duration>,
+    /// It can get SIGSYS in no other way than by a call that its filter has blocked.
+    pub(super) sigsys_is_blocked_call: bool,
+}
+
+/// Why a child ended: by what the kernel says and the caller has done. Of its own word there is only [`Cause::Exception`], which anybody
+/// can bring about who wants to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Cause {
+    /// It came to its end, whatever its exit code.
+    Exited,
+    /// The same, by an exception that nobody has caught.
+    Exception,
+    /// A signal, of its own or of a stranger's.
+    Signaled,
+    /// Killed at the timeout of [`Child::communicate`].
+    TimedOut,
+    /// The signal was sent through its [`Child`] while it lived.
+    Killed,
+    /// Its CPU time was used up.
+    CpuTime,
+    /// The memory of its cgroup was.
+    OutOfMemory,
+    /// It made a system call that the filter does not let through.
+    BlockedSyscall,
+}
+
+/// How a child ended, and what it used: with a cgroup, all of it; else it and those descendants that were waited for.
 #[derive(Clone, Copy, Debug)]
 pub struct Ended {
     /// As of waitpid(2).
     pub status: i32,
-    /// The signal that ended it was sent through its [`Child`] while it lived.
-    pub by_caller: bool,
+    /// Why.
+    pub cause: Cause,
     /// From the spawn to the moment when it was reaped.
     pub wall: Duration,
     /// CPU time in user mode.
     pub user: Duration,
     /// CPU time in the kernel.
     pub system: Duration,
-    /// The most memory that one of its processes had, in bytes, what it shares with the zygote included.
+    /// The most memory at one time, in bytes. Without a cgroup: of one of its processes, what it shares with the zygote included.
     pub peak_memory: u64,
+    /// The most processes and threads at one time.
+    pub peak_processes: Option<u64>,
+    /// How many processes and threads could not be made for the limit.
+    pub refused_processes: Option<u64>,
 }
 
 /// The caller's ends of a child's three pipes, all close-on-exec.
@@ -66,6 +106,8 @@ impl Child {
         layers: Vec<(Layer, String)>,
         layer_times: Vec<(Layer, u32)>,
         proc: Option<OwnedFd>,
+        cgroup: Option<Arc<Cgroup>>,
+        rules: Rules,
     ) -> Self {
         Self {
             pid,
@@ -73,6 +115,8 @@ impl Child {
             layers,
             layer_times,
             _proc: proc,
+            cgroup,
+            rules,
             started: Instant::now(),
             signalled: AtomicU64::new(0),
             ended: Mutex::new(None),
@@ -179,21 +223,57 @@ impl Child {
     }
 
     fn take(&self, ended: &mut Option<Ended>, options: i32) -> rustix::io::Result<Option<Waited>> {
-        let waited = wait_pidfd(&self.pidfd, options | libc::WNOHANG)?;
+        let options = options | libc::WNOHANG;
+        let Some(seen) = wait_pidfd(&self.pidfd, options | libc::WNOWAIT)? else { return Ok(None) };
+        // While it is a zombie, its name can be read.
+        let has_thrown = exit_code(seen.status) == Some(1) && self.last_name() == UNCAUGHT;
+        let waited = wait_pidfd(&self.pidfd, options)?;
         if let Some(waited) = waited.filter(Waited::has_ended) {
-            let signal = libc::WIFSIGNALED(waited.status).then(|| libc::WTERMSIG(waited.status));
-            *ended = Some(Ended {
-                status: waited.status,
-                by_caller: signal
-                    .is_some_and(|signal| self.signalled.load(Ordering::SeqCst) & bit(signal) != 0),
-                wall: self.started.elapsed(),
-                user: waited.user,
-                system: waited.system,
-                peak_memory: waited.peak_memory,
-            });
+            *ended = Some(self.judge(&waited, has_thrown));
         }
         Ok(waited)
     }
+
+    fn last_name(&self) -> String {
+        std::fs::read_to_string(format!("/proc/{}/comm", self.pid)).unwrap_or_default().trim_end().to_owned()
+    }
+
+    fn judge(&self, waited: &Waited, has_thrown: bool) -> Ended {
+        let account = self.cgroup.as_ref().map(|cgroup| cgroup.finish()).unwrap_or_default();
+        let (user, system) = account.cpu.unwrap_or((waited.user, waited.system));
+        let signal = libc::WIFSIGNALED(waited.status).then(|| libc::WTERMSIG(waited.status));
+        let by_caller = signal.is_some_and(|signal| self.signalled.load(Ordering::SeqCst) & bit(signal) != 0);
+        let cause = match signal {
+            None if has_thrown => Cause::Exception,
+            None => Cause::Exited,
+            Some(_) if by_caller => Cause::Killed,
+            Some(libc::SIGKILL) if account.out_of_memory => Cause::OutOfMemory,
+            Some(libc::SIGKILL) if self.rules.is_spent(user + system) => Cause::CpuTime,
+            Some(libc::SIGSYS) if self.rules.sigsys_is_blocked_call => Cause::BlockedSyscall,
+            Some(_) => Cause::Signaled,
+        };
+        Ended {
+            status: waited.status,
+            cause,
+            wall: self.started.elapsed(),
+            user,
+            system,
+            peak_memory: account.peak_memory.unwrap_or(waited.peak_memory),
+            peak_processes: account.peak_processes,
+            refused_processes: account.refused_processes,
+        }
+    }
+}
+
+impl Rules {
+    /// The kernel rounds both of the times down of which `used` is the sum.
+    fn is_spent(&self, used: Duration) -> bool {
+        self.cpu_time.is_some_and(|limit| used + Duration::from_micros(2) >= limit)
+    }
+}
+
+fn exit_code(status: i32) -> Option<i32> {
+    libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status))
 }
 
 fn bit(signal: i32) -> u64 {

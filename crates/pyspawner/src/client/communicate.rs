@@ -8,7 +8,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::{Errno, ioctl_fionread, read, retry_on_intr, write};
 
-use super::child::{Child, Ended};
+use super::child::{Cause, Child, Ended};
 use super::{Interrupt, readable_within};
 use crate::error::Error;
 use crate::sys::kernel::without_sigpipe;
@@ -43,8 +43,6 @@ pub struct Conversation<'a> {
 pub struct Completed {
     /// How it ended.
     pub ended: Ended,
-    /// It was killed at the timeout.
-    pub timed_out: bool,
     /// What it wrote on standard output and error.
     pub outputs: [Output; 2],
 }
@@ -159,11 +157,13 @@ impl<'a> Talk<'a> {
                 self.feed();
             }
             if ended {
-                if let Some(ended) = self.child.poll()? {
+                if let Some(mut ended) = self.child.poll()? {
                     self.read_the_rest();
                     // It may have ended by itself at the last moment.
-                    let timed_out = self.timed_out && ended.by_caller;
-                    return Ok(Completed { ended, timed_out, outputs: self.outputs });
+                    if self.timed_out && ended.cause == Cause::Killed {
+                        ended.cause = Cause::TimedOut;
+                    }
+                    return Ok(Completed { ended, outputs: self.outputs });
                 }
                 // Whoever traces it has to let it go first.
                 std::thread::sleep(PAUSE);

@@ -4,9 +4,11 @@
 //! children (`spawn.rs`) and holds them (`child.rs`). Children are its own, by `CLONE_PARENT`; no SIGCHLD handler, no named socket, no
 //! temporary file. Nothing that a child sends after its sandbox is up is ever interpreted here.
 
+mod cgroup;
 mod child;
 mod communicate;
 mod layers;
+mod living;
 mod mounts;
 mod process;
 mod results;
@@ -24,7 +26,9 @@ use rustix::io::Errno;
 use crate::channel::{Channel, ChannelError};
 use crate::error::Error;
 
-pub use child::{Child, Ended, Pipes};
+pub use cgroup::Account;
+use cgroup::Delegation;
+pub use child::{Cause, Child, Ended, Pipes};
 pub use communicate::{Completed, Conversation, OptionalPipes, Output};
 use process::Process;
 pub use results::{open_beneath, open_directory};
@@ -49,6 +53,9 @@ pub struct Client {
     zygote: Process,
     watchdog: Process,
     threads: Vec<(String, Vec<String>)>,
+    /// The private writable memory that every child begins with, in bytes.
+    data_bytes: u64,
+    delegation: Delegation,
     /// Children that were asked for and then not waited for, because a signal handler raised.
     abandoned: Mutex<Vec<PendingSpawn>>,
 }

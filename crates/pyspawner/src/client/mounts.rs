@@ -45,7 +45,12 @@ impl Sources {
             trees: Vec::new(),
             owned: Vec::new(),
             uppers: Vec::new(),
-            view: View { chroot: sandbox.chroot_dir.is_some(), proc: sandbox.proc, mounts: Vec::new() },
+            view: View {
+                chroot: sandbox.chroot_dir.is_some(),
+                proc: sandbox.proc,
+                tmp_bytes: sandbox.limits.tmp_bytes,
+                mounts: Vec::new(),
+            },
         };
         let chroot = match &sandbox.chroot_dir {
             None => None,

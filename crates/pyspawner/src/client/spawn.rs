@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{Seek, Write};
 use std::iter;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{
@@ -13,16 +14,17 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags, Signal, geteuid, pidfd_open, pidfd_send_signal};
 
-use super::child::{Child, Pipes};
+use super::cgroup::Cgroup;
+use super::child::{Child, Pipes, Rules};
 use super::layers;
+use super::living::{Living, release_ended};
 use super::mounts::{Sources, text};
-use super::uppers::Upper;
 use super::{Client, Interrupt, channel_error, lock, readable_within, wait_for};
 use crate::channel::{Channel, ChannelError};
-use crate::config::{self, SandboxConfig};
+use crate::config::{self, CgroupUse, Limits, SandboxConfig};
 use crate::error::{Error, Failure, Step};
 use crate::layer::Layer;
-use crate::protocol::{ChildNetwork, Order, Orders, ProtocolError, Report, Spawn, View};
+use crate::protocol::{ChildNetwork, Order, Orders, ProtocolError, Report, Rlimits, Spawn, View};
 use crate::sandbox::{landlock, network};
 use crate::sys::wait::{kill_unreaped, reap_unreaped, wait_pidfd};
 
@@ -67,10 +69,12 @@ impl Client {
         let request = &SpawnRequest { process_name, ..*request };
 
         let (descriptors, pipes) = ChildDescriptors::make(request)?;
+        release_ended();
+        let cgroup = self.cgroup(&request.sandbox.limits)?;
         let mut attempt = 1;
         // Dropped last: what a child that failed had is free after its end.
         let (mut sources, first_id, newborn) = loop {
-            match self.clone_child(request.sandbox, interrupt) {
+            match self.clone_child(request.sandbox, cgroup.as_deref().ok(), interrupt) {
                 Err(Error::Sandbox(Failure { step: Step::ChooseIdRange, .. })) if attempt < MAX_ATTEMPTS => {
                     attempt += 1;
                 }
@@ -94,20 +98,55 @@ impl Client {
         let sent = sources.owned_by(first_id, request.sandbox.child_id())?;
         let mounts = MountOrders { view: std::mem::take(&mut sources.view), sent };
         // Before user code runs, because it may fail.
-        let watched = if sources.uppers.is_empty() { None } else { Some(newborn.duplicate_pidfd()?) };
-        let layers = newborn.lock_in(request, mounts, &descriptors, interrupt)?;
-        let descriptions = layers::describe_all(&layers, request.sandbox, first_id);
+        let holds_nothing = sources.uppers.is_empty() && cgroup.is_err();
+        let watched = if holds_nothing { None } else { Some(newborn.duplicate_pidfd()?) };
+        let rlimits = self.rlimits(&request.sandbox.limits);
+        let layers = newborn.lock_in(request, mounts, rlimits, &descriptors, interrupt)?;
+        let descriptions = layers::describe_all(&layers, request.sandbox, first_id, cgroup.as_deref().err());
         let (pid, pidfd) = newborn.release()?;
+        let cgroup = cgroup.ok();
         if let Some(child) = watched {
-            Upper::keep(sources.uppers, child);
+            Living { child, uppers: sources.uppers, cgroup: cgroup.clone() }.keep();
         }
-        Ok((Child::new(pid, pidfd, descriptions, layers, proc), pipes))
+        let rules = Rules {
+            cpu_time: request.sandbox.limits.cpu_time,
+            sigsys_is_blocked_call: request.sandbox.namespaces
+                && layers.iter().any(|(layer, _)| *layer == Layer::Seccomp),
+        };
+        Ok((Child::new(pid, pidfd, descriptions, layers, proc, cgroup, rules), pipes))
+    }
+
+    /// A cgroup for a child; or, if it may do without, why there is none.
+    fn cgroup(&self, limits: &Limits) -> Result<Result<Arc<Cgroup>, Failure>, Error> {
+        // Nothing else can set the pace of a CPU.
+        let is_required = limits.cgroup == CgroupUse::Required || limits.cpu_per_second.is_some();
+        if limits.cgroup == CgroupUse::Never {
+            return Ok(Err(Failure::new(Layer::Cgroup, Step::FindCgroup, libc::ECANCELED)));
+        }
+        match self.delegation.find(is_required) {
+            Ok(delegated) => Ok(Ok(Arc::new(Cgroup::new(delegated, limits)?))),
+            Err(failure) if is_required => Err(failure.into()),
+            Err(failure) => Ok(Err(failure)),
+        }
+    }
+
+    fn rlimits(&self, limits: &Limits) -> Rlimits {
+        Rlimits {
+            data_bytes: limits.memory_bytes.map(|bytes| bytes.saturating_add(self.data_bytes)),
+            // Behind the watchdog. The kernel counts this in ticks, and may be far from the truth to either side.
+            cpu_seconds: limits.cpu_time.map(|time| time.saturating_mul(3).as_secs() / 2 + 1),
+            processes: limits.processes,
+            open_files: limits.open_files,
+            file_bytes: limits.file_bytes,
+            nice: limits.nice,
+        }
     }
 
     /// A child that waits for its orders, and the first host id of its range.
     fn clone_child(
         &self,
         sandbox: &SandboxConfig,
+        cgroup: Option<&Cgroup>,
         interrupt: Interrupt<'_>,
     ) -> Result<(Sources, Option<u32>, Newborn), Error> {
         if !sandbox.namespaces && !geteuid().is_root() {
@@ -119,9 +158,16 @@ impl Client {
         ours.want_sender().map_err(Error::io("setsockopt(SO_PASSCRED)"))?;
         let trees = sources.trees.iter().map(AsFd::as_fd);
         // Config allows far fewer than fit.
-        let spawn =
-            Spawn { trees: u8::try_from(trees.len()).unwrap_or(u8::MAX), namespaces: sandbox.namespaces };
-        let descriptors: Vec<_> = iter::once(theirs.as_fd()).chain(trees).collect();
+        let spawn = Spawn {
+            trees: u8::try_from(trees.len()).unwrap_or(u8::MAX),
+            namespaces: sandbox.namespaces,
+            cgroup: cgroup.is_some(),
+            // More does not fit, and never comes.
+            cpu_microseconds: sandbox.limits.cpu_time.and_then(|time| u64::try_from(time.as_micros()).ok()),
+        };
+        let cgroup = cgroup.map(Cgroup::directory).transpose().map_err(Error::io("dup"))?;
+        let cgroup = cgroup.as_ref().map(AsFd::as_fd);
+        let descriptors: Vec<_> = iter::once(theirs.as_fd()).chain(cgroup).chain(trees).collect();
         self.ask(spawn, &descriptors, interrupt)?;
         drop(theirs);
         let (newborn, first_id) =
@@ -354,15 +400,16 @@ impl Newborn {
         &self,
         request: &SpawnRequest<'_>,
         mounts: MountOrders,
+        rlimits: Rlimits,
         descriptors: &ChildDescriptors,
         interrupt: Interrupt<'_>,
     ) -> Result<Vec<(Layer, u32)>, Error> {
         let Some(network) = &request.sandbox.network else {
-            return self.give_orders(None, request, mounts, descriptors, interrupt);
+            return self.give_orders(None, request, mounts, rlimits, descriptors, interrupt);
         };
         let veth = network::make_veth(network, network.addresses()?, self.pid)?;
         let half = network::child_half(network)?;
-        let entered = self.give_orders(Some(half), request, mounts, descriptors, interrupt);
+        let entered = self.give_orders(Some(half), request, mounts, rlimits, descriptors, interrupt);
         if entered.is_err() {
             // It would vanish with the child's namespace, some time later.
             veth.remove();
@@ -375,6 +422,7 @@ impl Newborn {
         network: Option<ChildNetwork>,
         request: &SpawnRequest<'_>,
         mounts: MountOrders,
+        rlimits: Rlimits,
         descriptors: &ChildDescriptors,
         interrupt: Interrupt<'_>,
     ) -> Result<Vec<(Layer, u32)>, Error> {
@@ -391,8 +439,15 @@ impl Newborn {
         let sent: Vec<_> = sent.iter().map(AsFd::as_fd).collect();
         let view = request.sandbox.namespaces.then_some(view);
         let working_dir = request.sandbox.working_dir.as_deref().map(text);
-        let enter =
-            Order::Enter(Orders { process_name, working_dir, view, network, optional_layers, landlock_abi });
+        let enter = Order::Enter(Orders {
+            process_name,
+            working_dir,
+            view,
+            network,
+            optional_layers,
+            landlock_abi,
+            rlimits,
+        });
         let ordered = private.send(&enter, &sent).and_then(|()| {
             private.send(&Order::Run, &[stdin.as_fd(), stdout.as_fd(), stderr.as_fd(), args.as_fd()])
         });

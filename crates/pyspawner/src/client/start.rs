@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags, child_subreaper, getpid, pidfd_open, set_child_subreaper};
 
+use super::cgroup::Delegation;
 use super::process::Process;
 use super::{CLOSE_PATIENCE, Client, Interrupt, channel_error, lock, wait_for};
 use crate::channel::{Channel, ChannelError, Received};
@@ -60,6 +61,8 @@ impl Client {
             Starting { errors: None, process: None, watchdog: None, connection: ours, importing: None };
         match starting.handshake(options, theirs, [&caller_pidfd, &outputs.0, &outputs.1], interrupt) {
             Ok((zygote, watchdog, threads)) => Ok(Self {
+                data_bytes: data_bytes(zygote.pid())?,
+                delegation: Delegation::default(),
                 owner: std::process::id(),
                 connection: Mutex::new(Some(starting.connection)),
                 zygote,
@@ -249,6 +252,15 @@ impl Starting {
             }
         }
     }
+}
+
+/// The private writable memory of a zygote; proc(5).
+fn data_bytes(zygote: i32) -> Result<u64, Error> {
+    let error = |source| Error::Io { doing: "reading the zygote's /proc/PID/status", source };
+    let status = std::fs::read_to_string(format!("/proc/{zygote}/status")).map_err(error)?;
+    let kibibytes =
+        status.lines().find_map(|line| line.strip_prefix("VmData:")?.split_whitespace().next()?.parse().ok());
+    kibibytes.map(|kibibytes: u64| kibibytes * 1024).ok_or_else(|| error(io::ErrorKind::InvalidData.into()))
 }
 
 /// The caller's own standard output or error, for the zygote to inherit; /dev/null where the caller has none.

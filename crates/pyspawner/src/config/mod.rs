@@ -1,5 +1,6 @@
 //! What a caller may ask for. Knows nobody; checked before anything is made.
 
+mod limits;
 mod mounts;
 mod network;
 
@@ -8,6 +9,7 @@ use std::path::{Component, Path, PathBuf};
 
 use crate::layer::Layer;
 
+pub use limits::{CgroupUse, Limits};
 pub use mounts::{MAX_MOUNTS, Mount};
 pub use network::NetworkConfig;
 
@@ -35,6 +37,8 @@ pub struct SandboxConfig {
     pub max_landlock_abi: Option<u8>,
     /// A veth pair; without it the child has only a `lo` that is down.
     pub network: Option<NetworkConfig>,
+    /// What it may use.
+    pub limits: Limits,
     /// When not empty, only the optional layers of these names are on.
     pub skip_sandbox_except: Vec<String>,
 }
@@ -49,6 +53,7 @@ impl Default for SandboxConfig {
             namespaces: true,
             max_landlock_abi: None,
             network: None,
+            limits: Limits::default(),
             skip_sandbox_except: Vec::new(),
         }
     }
@@ -87,6 +92,7 @@ impl SandboxConfig {
             self.check_without_namespaces()?;
         }
         mounts::validate(&self.mounts, self.chroot_dir.is_some())?;
+        self.limits.validate()?;
         self.network.as_ref().map_or(Ok(()), NetworkConfig::validate)
     }
 }
@@ -226,6 +232,14 @@ pub enum ConfigError {
     SameAddress {
         /// The address as given.
         address: Ipv4Addr,
+    },
+    /// A limit that makes no sense.
+    #[error("{field} {problem}")]
+    Limit {
+        /// The field's name.
+        field: &'static str,
+        /// What is wrong with it.
+        problem: String,
     },
     /// A name that `comm` cannot hold.
     #[error("process_name {name:?} is empty or has a NUL byte")]

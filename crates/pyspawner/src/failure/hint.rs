@@ -2,7 +2,7 @@
 
 use libc::{
     E2BIG, EACCES, EAGAIN, EBUSY, EEXIST, EINVAL, ELOOP, EMFILE, ENODEV, ENOENT, ENOMEM, ENOSPC, ENOSYS,
-    ENOTDIR, EOPNOTSUPP, EPERM, ESRCH, ESTALE,
+    ENOTDIR, EOPNOTSUPP, EPERM, EROFS, ESRCH, ESTALE,
 };
 
 use crate::layer::Layer;
@@ -29,6 +29,7 @@ pub(super) fn of(failure: Failure) -> &'static str {
         (_, _, ENOMEM) => "the kernel is out of memory",
         (_, Step::ChildLost, _) => KILLED,
         (Layer::Namespaces, ..) => namespaces(step, errno),
+        (Layer::Cgroup, ..) => cgroup(step, errno),
         (Layer::IdMap, ..) => id_map(step, errno),
         (Layer::Network, ..) => network(step, errno),
         (Layer::Mounts, ..) => mounts(step, errno),
@@ -82,6 +83,43 @@ fn namespaces(step: Step, errno: i32) -> &'static str {
         }
         (Step::CountThreads, EAGAIN) => {
             "a fork hook of an imported module (os.register_at_fork) has started a thread in the zygote, which cannot be cloned safely now"
+        }
+        _ => "",
+    }
+}
+
+/// How to get a part of the tree of cgroups.
+macro_rules! delegate {
+    () => {
+        "systemd: Delegate=yes and DelegateSubgroup=main in the unit (before systemd 254 the program moves itself into a subgroup); Docker and \
+         Kubernetes: a writable /sys/fs/cgroup, and the program in a subgroup of it. See docs/limits.md"
+    };
+}
+
+/// Cgroups.
+fn cgroup(step: Step, errno: i32) -> &'static str {
+    match (step, errno) {
+        (Step::FindCgroup, ENODEV) => {
+            "the host has no cgroup v2 with the controllers memory and pids at /sys/fs/cgroup: boot it with \
+             systemd.unified_cgroup_hierarchy=1, or do without: Limits(cgroup=\"if_delegated\")"
+        }
+        (Step::FindCgroup, EROFS) => concat!("/sys/fs/cgroup is mounted read-only here. ", delegate!()),
+        (Step::FindCgroup, EBUSY) => concat!(
+            "the caller's cgroup could be divided if the caller were not in it itself: move it into a subgroup. ",
+            delegate!()
+        ),
+        (Step::FindCgroup, _) => {
+            concat!("no part of the tree of cgroups is delegated to the caller. ", delegate!())
+        }
+        (Step::MakeCgroup, EAGAIN) => "the host's limit of cgroups is reached: see cgroup.max.descendants",
+        (Step::EnterCgroup, EAGAIN) => {
+            "the limit of processes is reached: the cgroup's pids.max, or that of one above it"
+        }
+        (Step::LimitCgroup, ENOENT) => {
+            "the controller cpu is not handed out in the caller's part of the tree of cgroups, and `cpus` needs it"
+        }
+        (Step::EnterCgroup | Step::MakeCgroup | Step::LimitCgroup, _) => {
+            "somebody else changes the caller's part of the tree of cgroups: make a new Client"
         }
         _ => "",
     }

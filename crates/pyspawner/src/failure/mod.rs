@@ -30,6 +30,10 @@ macro_rules! steps {
 
 steps! {
     Clone => "clone3() of the zygote into new namespaces",
+    FindCgroup => "find a cgroup v2 that the caller may divide",
+    MakeCgroup => "make a cgroup for the child",
+    LimitCgroup => "write the limits of the child's cgroup",
+    EnterCgroup => "clone3() of the zygote into the child's cgroup",
     CountThreads => "counting the zygote's threads",
     ChildLost => "the child ended before its sandbox was complete",
     ZygoteRefused => "the zygote could not take the request (no file descriptor left?)",
@@ -92,6 +96,9 @@ steps! {
     LimitCore => "setrlimit(RLIMIT_CORE)",
     LimitDescriptors => "setrlimit(RLIMIT_NOFILE)",
     LimitSignals => "setrlimit(RLIMIT_SIGPENDING)",
+    SetRlimit => "setrlimit()",
+    SetNiceness => "nice()",
+    RankForOom => "write /proc/PID/oom_score_adj",
     SetSecurebits => "prctl(PR_SET_SECUREBITS)",
     DropBoundingSet => "prctl(PR_CAPBSET_DROP)",
     ClearAmbientSet => "prctl(PR_CAP_AMBIENT_CLEAR_ALL)",

@@ -53,12 +53,32 @@ fn order() -> impl Strategy<Value = Order> {
         .prop_map(|(interface, address, gateway)| ChildNetwork { interface, address, gateway });
     let network = option::of(network);
     let layers = (vec(select(all()), 0..6), any::<u8>());
-    let orders = (option::of(text()), option::of(path()), option::of(view()), network, layers);
-    let orders =
-        orders.prop_map(|(process_name, working_dir, view, network, (optional_layers, landlock_abi))| {
-            Orders { process_name, working_dir, view, network, optional_layers, landlock_abi }
-        });
+    let orders = (option::of(text()), option::of(path()), option::of(view()), network, layers, rlimits());
+    let orders = orders.prop_map(
+        |(process_name, working_dir, view, network, (optional_layers, landlock_abi), rlimits)| Orders {
+            process_name,
+            working_dir,
+            view,
+            network,
+            optional_layers,
+            landlock_abi,
+            rlimits,
+        },
+    );
     prop_oneof![orders.prop_map(Order::Enter), Just(Order::Run)]
+}
+
+fn rlimits() -> impl Strategy<Value = Rlimits> {
+    any::<([Option<u64>; 5], u8)>().prop_map(
+        |([data_bytes, cpu_seconds, processes, open_files, file_bytes], nice)| Rlimits {
+            data_bytes,
+            cpu_seconds,
+            processes,
+            open_files,
+            file_bytes,
+            nice,
+        },
+    )
 }
 
 fn path() -> impl Strategy<Value = CString> {
@@ -76,7 +96,12 @@ fn view() -> impl Strategy<Value = View> {
     ];
     let mounts =
         vec((path(), filesystem).prop_map(|(target, filesystem)| MountOrder { target, filesystem }), 0..6);
-    (any::<bool>(), any::<bool>(), mounts).prop_map(|(chroot, proc, mounts)| View { chroot, proc, mounts })
+    (any::<(bool, bool, u64)>(), mounts).prop_map(|((chroot, proc, tmp_bytes), mounts)| View {
+        chroot,
+        proc,
+        tmp_bytes,
+        mounts,
+    })
 }
 
 fn report() -> impl Strategy<Value = Report> {
@@ -91,7 +116,13 @@ fn report() -> impl Strategy<Value = Report> {
 
 fn watch() -> impl Strategy<Value = Watch> {
     let refused = any::<i32>().prop_map(|errno| Watch::Refused { errno });
-    prop_oneof![Just(Watch::This), Just(Watch::Watching), refused]
+    let budget = any::<(u64, bool, i32)>().prop_map(|(microseconds, of_cgroup, pid)| CpuBudget {
+        microseconds,
+        of_cgroup,
+        pid,
+    });
+    let this = option::of(budget).prop_map(|budget| Watch::This { budget });
+    prop_oneof![this, Just(Watch::Watching), refused]
 }
 
 /// A frame with the header of `message` and another body.
@@ -221,7 +252,12 @@ macro_rules! conversations {
 }
 
 fn spawn() -> impl Strategy<Value = Spawn> {
-    any::<(u8, bool)>().prop_map(|(trees, namespaces)| Spawn { trees, namespaces })
+    any::<(u8, bool, bool, Option<u64>)>().prop_map(|(trees, namespaces, cgroup, cpu_microseconds)| Spawn {
+        trees,
+        namespaces,
+        cgroup,
+        cpu_microseconds,
+    })
 }
 
 conversations! {

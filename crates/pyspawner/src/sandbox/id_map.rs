@@ -98,6 +98,15 @@ impl IdRanges {
         self.write_file(pid, "gid_map", &map).fail_at(Layer::IdMap, Step::WriteGidMap)
     }
 
+    /// Makes the kernel end the child `pid` before anything else of the host's when memory is short; see proc(5). As root, for good.
+    ///
+    /// # Errors
+    ///
+    /// `ESRCH` when the child is dead.
+    pub fn rank_for_oom(&self, pid: i32) -> Result<(), Failure> {
+        self.write_file(pid, "oom_score_adj", "1000").fail_at(Layer::Rlimits, Step::RankForOom)
+    }
+
     /// Relative to `/proc` as it was opened, so that no mount over it can redirect us.
     fn write_file(&self, pid: i32, name: &str, text: &str) -> rustix::io::Result<()> {
         let path = format!("{pid}/{name}");

@@ -11,6 +11,7 @@ pub mod mounts;
 pub mod namespaces;
 pub mod network;
 pub mod no_new_privs;
+pub mod rlimits;
 pub mod seccomp;
 pub mod session;
 pub mod setuid;
@@ -130,7 +131,7 @@ pub(crate) fn enter_without_namespaces(
     Ok(applied.layers)
 }
 
-/// The optional layers, with or without namespaces.
+/// What is the same with namespaces and without.
 fn give_up_powers(
     orders: &Orders,
     applied: &mut Applied,
@@ -167,6 +168,10 @@ fn give_up_powers(
         landlock()?;
         applied.push(Layer::Landlock);
     }
+
+    // After all that opens files, and before user code. The filter lets them be lowered only.
+    rlimits::enter(&orders.rlimits)?;
+    applied.push(Layer::Rlimits);
 
     // Last: it refuses the calls that the layers above are made of.
     if on(Layer::Seccomp) {

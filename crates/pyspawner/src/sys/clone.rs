@@ -1,6 +1,6 @@
 //! `clone3` of the calling process: fork(2) with namespaces, a pidfd, and the caller's own parent.
 
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
 use rustix::io::{Errno, Result};
@@ -24,7 +24,10 @@ const CLONE_CHILD_SETTID: u64 = 0x0100_0000;
 /// A child of the caller's parent, with a pidfd, and glibc's cached thread id corrected.
 const SIBLING: u64 = CLONE_PARENT | CLONE_PIDFD | CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID;
 
-/// `struct clone_args` up to Linux 5.5, as in clone(2).
+/// Into the cgroup that a descriptor leads to; Linux 5.7.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// `struct clone_args` up to Linux 5.7, as in clone(2).
 #[repr(C)]
 #[derive(Default)]
 struct CloneArgs {
@@ -38,6 +41,7 @@ struct CloneArgs {
     tls: u64,
     set_tid: u64,
     set_tid_size: u64,
+    cgroup: u64,
 }
 
 /// Which of the two processes this is.
@@ -81,18 +85,24 @@ impl ThreadFacts {
     }
 }
 
-/// Clones the calling process into `namespaces` as a sibling: its parent is the caller's parent, and its exit signal the
+/// Clones the calling process into `namespaces`, and into `cgroup`, as a sibling: its parent is the caller's parent, and its exit signal the
 /// caller's own (with `CLONE_PARENT` the kernel wants `exit_signal` 0). See clone(2).
 ///
 /// # Safety
 ///
 /// The calling process must be single-threaded: a lock that another thread holds would stay held in the copy for ever.
-pub(crate) unsafe fn clone_sibling(namespaces: u64, thread: ThreadFacts) -> Result<Cloned> {
+pub(crate) unsafe fn clone_sibling(
+    namespaces: u64,
+    cgroup: Option<BorrowedFd<'_>>,
+    thread: ThreadFacts,
+) -> Result<Cloned> {
     let mut pidfd: RawFd = -1;
+    let into_cgroup = if cgroup.is_some() { CLONE_INTO_CGROUP } else { 0 };
     let args = CloneArgs {
-        flags: namespaces | SIBLING,
+        flags: namespaces | into_cgroup | SIBLING,
         pidfd: (&raw mut pidfd) as u64,
         child_tid: thread.tid_address,
+        cgroup: cgroup.map_or(0, |cgroup| cgroup.as_raw_fd().unsigned_abs().into()),
         ..CloneArgs::default()
     };
     // SAFETY: no CLONE_VM and no new stack, so both processes go on here, each with its own copy of everything; the

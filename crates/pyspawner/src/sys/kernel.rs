@@ -1,6 +1,7 @@
 //! Small system calls without a safe face in rustix.
 
 use std::ffi::CStr;
+use std::time::Duration;
 
 use rustix::io::{Errno, Result};
 
@@ -124,6 +125,23 @@ pub(crate) fn without_sigpipe<T>(work: impl FnOnce() -> T) -> T {
         libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), std::ptr::null_mut());
     }
     done
+}
+
+/// The CPU time that a process has used, all its threads together and exactly; `clock_getcpuclockid(3)`. `None` when there is none.
+pub(crate) fn cpu_time(pid: i32) -> Option<Duration> {
+    // As the kernel has it: the pid, and CPUCLOCK_SCHED.
+    let clock = (!pid) << 3 | 2;
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel writes to a live local.
+    check(unsafe { libc::clock_gettime(clock, &raw mut time) }.into()).ok()?;
+    Some(Duration::new(u64::try_from(time.tv_sec).ok()?, u32::try_from(time.tv_nsec).ok()?))
+}
+
+/// How many CPUs can run at once, at least 1; sysconf(3).
+pub(crate) fn online_cpus() -> u32 {
+    // SAFETY: sysconf takes a number and touches no memory of ours.
+    let count = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
+    u32::try_from(count).unwrap_or(1).max(1)
 }
 
 /// Whether a process of this pid exists; kill(2) with signal 0.

@@ -1,8 +1,9 @@
-//! The last words of a child whose system call was refused: one line on standard error, then death by SIGSYS.
+//! The last words of a child whose system call was refused: one line on standard error and where in Python it was, then death by SIGSYS.
 
 use std::mem;
 use std::ptr;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::io::Result;
 
@@ -10,6 +11,12 @@ use super::check;
 
 /// Numbers and names of the refused calls, sorted by number. Set in the zygote, before any clone.
 static NAMES: OnceLock<Vec<(u32, &'static str)>> = OnceLock::new();
+
+/// The handler that was there before, which says where in Python it was; `SIG_DFL` if none was.
+static TRACEBACK: AtomicUsize = AtomicUsize::new(libc::SIG_DFL);
+
+/// `SYS_SECCOMP`: the kernel sends it for a blocked call.
+const BLOCKED: libc::c_int = 1;
 
 /// The fields of `siginfo_t` that `SECCOMP_RET_TRAP` fills; sigaction(2).
 #[repr(C)]
@@ -40,7 +47,12 @@ pub(crate) fn install() -> Result<()> {
         let mut action: libc::sigaction = mem::zeroed();
         action.sa_sigaction = handler as *const () as usize;
         action.sa_flags = libc::SA_SIGINFO;
-        check(libc::sigaction(libc::SIGSYS, &raw const action, ptr::null_mut()).into())?;
+        let mut before: libc::sigaction = mem::zeroed();
+        check(libc::sigaction(libc::SIGSYS, &raw const action, &raw mut before).into())?;
+        // One that wants more than a number is not the interpreter's.
+        if before.sa_flags & libc::SA_SIGINFO == 0 {
+            TRACEBACK.store(before.sa_sigaction, Ordering::Relaxed);
+        }
         let mut only_sigsys: libc::sigset_t = mem::zeroed();
         libc::sigemptyset(&raw mut only_sigsys);
         libc::sigaddset(&raw mut only_sigsys, libc::SIGSYS);
@@ -49,10 +61,14 @@ pub(crate) fn install() -> Result<()> {
 }
 
 /// Async-signal-safe: reads a table that no longer changes, writes, and makes one more call that the filter traps. SIGSYS is
-/// blocked while its handler runs, and a forced signal that is blocked kills, even pid 1 of a namespace.
-extern "C" fn handler(_signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
+/// blocked while its handler runs, and a forced signal that is blocked kills, even pid 1 of a namespace. A SIGSYS that is merely sent does
+/// nothing.
+extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
     // SAFETY: the kernel passes a siginfo_t, whose SIGSYS fields lie as in `SigsysInfo`.
-    let number = unsafe { (*info.cast::<SigsysInfo>()).number };
+    let (code, number) = unsafe { ((*info.cast::<SigsysInfo>()).code, (*info.cast::<SigsysInfo>()).number) };
+    if code != BLOCKED {
+        return;
+    }
     let name = NAMES.get().and_then(|names| {
         let number = u32::try_from(number).ok()?;
         Some(names[names.binary_search_by_key(&number, |(number, _)| *number).ok()?].1)
@@ -65,9 +81,19 @@ extern "C" fn handler(_signal: libc::c_int, info: *mut libc::siginfo_t, _context
     // flags, and the process ends below.
     unsafe {
         libc::write(2, line.bytes.as_ptr().cast(), line.length);
+        tell_where(signal);
         libc::syscall(libc::SYS_unshare, 0);
         libc::kill(libc::getpid(), libc::SIGKILL);
         libc::_exit(128 + libc::SIGSYS);
+    }
+}
+
+/// Calls the handler of Python's faulthandler, which is made for this.
+fn tell_where(signal: libc::c_int) {
+    let handler = TRACEBACK.load(Ordering::Relaxed);
+    if handler != libc::SIG_DFL && handler != libc::SIG_IGN {
+        // SAFETY: it was installed as a handler that takes the signal's number, and faulthandler's is async-signal-safe.
+        unsafe { mem::transmute::<usize, extern "C" fn(libc::c_int)>(handler)(signal) }
     }
 }
 

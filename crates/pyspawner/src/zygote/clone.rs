@@ -16,7 +16,7 @@ use crate::channel::Channel;
 use crate::config::CHILD_ID;
 use crate::error::{FailAt, Failure, Step};
 use crate::layer::Layer;
-use crate::protocol::{Order, Report, Spawn};
+use crate::protocol::{CpuBudget, Order, Report, Spawn};
 use crate::sandbox;
 use crate::sandbox::mounts::{Template, stage::stage};
 use crate::sys::clone::Cloned;
@@ -93,7 +93,8 @@ impl Zygote {
                 report(&private, &Report::NotSpawned { failure, pid: None }, &[]);
                 continue;
             }
-            let namespaces = request.message.namespaces;
+            let Spawn { namespaces, cgroup, cpu_microseconds, .. } = request.message;
+            let cgroup = cgroup.then(|| descriptors.next()).flatten();
             if let Err(failure) = if namespaces { self.plan.prepare() } else { Ok(()) } {
                 report(&private, &Report::NotSpawned { failure, pid: None }, &[]);
                 continue;
@@ -109,9 +110,9 @@ impl Zygote {
                 }
             };
             let host_user = (!namespaces).then(HostUser::choose);
-            match self.clone(namespaces) {
+            match self.clone(namespaces, cgroup.as_ref()) {
                 Ok(Cloned::Child) => {
-                    std::mem::forget((staged, trees));
+                    std::mem::forget((staged, trees, cgroup));
                     let start = self.become_child(private, host_user);
                     hooks.after_in_child();
                     return Ok(Served::Child(start));
@@ -119,7 +120,10 @@ impl Zygote {
                 Ok(Cloned::Parent { pid, pidfd }) => {
                     // The child waits for this; the interpreter, whose every page is to be copied again, can wait for both.
                     drop((staged, trees));
-                    let reported = self.set_up(&private, pid, &pidfd, host_user);
+                    let of_cgroup = cgroup.is_some();
+                    let budget =
+                        cpu_microseconds.map(|microseconds| CpuBudget { microseconds, of_cgroup, pid });
+                    let reported = self.set_up(&private, pid, &pidfd, host_user, budget, cgroup.as_ref());
                     hooks.after_in_parent();
                     reported?;
                 }
@@ -132,9 +136,9 @@ impl Zygote {
     }
 
     #[expect(unsafe_code, reason = "the fork guard")]
-    fn clone(&self, namespaces: bool) -> Result<Cloned, Failure> {
+    fn clone(&self, namespaces: bool, cgroup: Option<&OwnedFd>) -> Result<Cloned, Failure> {
         // SAFETY: single-threaded: `check_threads` has counted them, after the last foreign code that has run here.
-        unsafe { sandbox::namespaces::clone_child(self.plan.thread, namespaces) }
+        unsafe { sandbox::namespaces::clone_child(self.plan.thread, namespaces, cgroup.map(AsFd::as_fd)) }
     }
 
     /// Fork hooks of imported modules run for every child, and may start threads.
@@ -147,13 +151,15 @@ impl Zygote {
         }
     }
 
-    /// The parent's half: id map, watchdog, report.
+    /// The parent's half: id map, rank, watchdog, report.
     fn set_up(
         &self,
         private: &Channel,
         pid: i32,
         pidfd: &OwnedFd,
         host_user: Option<HostUser>,
+        budget: Option<CpuBudget>,
+        cgroup: Option<&OwnedFd>,
     ) -> Result<(), ZygoteError> {
         let number = pid.unsigned_abs();
         let prepared = if host_user.is_none() && self.plan.is_rootless() {
@@ -165,7 +171,8 @@ impl Zygote {
         } else {
             self.plan.ranges.write(pid).map(Some)
         };
-        let watched = prepared.and_then(|first_id| match self.watchdog.watch(pidfd.as_fd()) {
+        let ranked = prepared.and_then(|first_id| self.plan.ranges.rank_for_oom(pid).map(|()| first_id));
+        let watched = ranked.and_then(|first_id| match self.watchdog.watch(pidfd.as_fd(), budget, cgroup) {
             Ok(()) => Ok(first_id),
             Err(errno) => {
                 Err(Failure::new(Layer::Namespaces, Step::RegisterWithWatchdog, errno.raw_os_error()))

@@ -4,6 +4,7 @@
 //! while it imports; [`Zygote`] its life as a single-threaded process that clones itself. It is copied into every child, so it learns
 //! nothing about any of them.
 
+mod budget;
 mod clone;
 mod host;
 mod huge_pages;
@@ -210,7 +211,7 @@ impl Boot {
             return Err(ZygoteError::NotAdopted);
         }
         let pidfd = own_pidfd().map_err(ZygoteError::io(doing))?;
-        self.watchdog.watch(pidfd.as_fd()).map_err(ZygoteError::io(doing))
+        self.watchdog.watch(pidfd.as_fd(), None, None).map_err(ZygoteError::io(doing))
     }
 
     /// Ends the start: hides what children may not see, says that it is ready, and is a zygote.

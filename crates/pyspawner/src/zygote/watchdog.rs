@@ -1,25 +1,31 @@
 //! The watchdog: when the caller dies without closing its Client, every child it started dies too, and so does the zygote.
 //!
 //! Who runs this: a copy of the zygote from before its imports, and a child of the caller. It holds the caller's pidfd, the zygote's and
-//! every child's, and may do one thing: SIGKILL by pidfd, which for pid 1 of a pid namespace ends everything in it. It is a
+//! every child's, and may do one thing: SIGKILL by pidfd, which for pid 1 of a pid namespace ends everything in it. It does so too when the
+//! processes of one child have used their CPU time together. It is a
 //! process of its own because the zygote may be killed first, and because `PR_SET_PDEATHSIG` would fire when a mere *thread* of
 //! the caller ends. Closing a Client ends its watchdog first: children then live on.
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::iter;
 use std::mem::{ManuallyDrop, MaybeUninit};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
+use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::fs::{Mode, OFlags, openat};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, pidfd_send_signal, setrlimit};
 
-use crate::channel::{Channel, ChannelError};
-use crate::protocol::Watch;
+use crate::channel::{Channel, ChannelError, Received};
+use crate::protocol::{CpuBudget, Watch};
 use crate::sys::clone::{Cloned, ThreadFacts, clone_plain_sibling};
 use crate::sys::kernel::{block_all_signals, exit_now, set_comm};
 use crate::sys::{descriptors, title::Title};
 
+use super::budget::Budget;
 use super::{ZygoteError, own_pidfd};
 
 /// The zygote's line to its watchdog.
@@ -67,19 +73,59 @@ impl Watchdog {
         }
     }
 
-    /// Has the watchdog watch one more process. It has it when this returns.
-    pub(super) fn watch(&self, pidfd: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    /// Has the watchdog watch one more process. It has it when this returns. `cgroup` is the process's own, if it has one.
+    pub(super) fn watch(
+        &self,
+        pidfd: BorrowedFd<'_>,
+        budget: Option<CpuBudget>,
+        cgroup: Option<&OwnedFd>,
+    ) -> rustix::io::Result<()> {
         let io = |error| match error {
             ChannelError::Io(errno) => errno,
             ChannelError::Protocol(_) => Errno::PROTO,
         };
-        self.channel.send(&Watch::This, &[pidfd]).map_err(io)?;
+        let stat = match cgroup.filter(|_| budget.is_some()) {
+            Some(cgroup) => {
+                Some(openat(cgroup, "cpu.stat", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
+            }
+            None => None,
+        };
+        let descriptors: Vec<_> = iter::once(pidfd).chain(stat.as_ref().map(AsFd::as_fd)).collect();
+        self.channel.send(&Watch::This { budget }, &descriptors).map_err(io)?;
         match self.channel.recv::<Watch>().map_err(io)?.map(|received| received.message) {
             Some(Watch::Watching) => Ok(()),
             Some(Watch::Refused { errno }) => Err(Errno::from_raw_os_error(errno)),
-            Some(Watch::This) => Err(Errno::PROTO),
+            Some(Watch::This { .. }) => Err(Errno::PROTO),
             None => Err(Errno::PIPE),
         }
+    }
+}
+
+/// A process that dies with the caller.
+struct Watched {
+    pidfd: OwnedFd,
+    budget: Option<Budget>,
+}
+
+impl Watched {
+    /// `None` where there was no descriptor left for it.
+    fn new(received: Received<Watch>) -> Option<Self> {
+        let Watch::This { budget } = received.message else { return None };
+        let mut descriptors = received.descriptors.into_iter();
+        let pidfd = descriptors.next()?;
+        let budget = match budget {
+            Some(budget) if budget.of_cgroup => {
+                Some(Budget::of_cgroup(descriptors.next()?.into(), budget.microseconds))
+            }
+            Some(budget) => Some(Budget::of_process(budget.pid, budget.microseconds)),
+            None => None,
+        };
+        Some(Self { pidfd, budget })
+    }
+
+    fn kill(&self) {
+        // One that has just ended is as good as killed.
+        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
     }
 }
 
@@ -102,44 +148,55 @@ fn watch_until_the_end(zygote_socket: &Channel, caller: &OwnedFd, zygote: OwnedF
     let mut next_token = ZYGOTE_SOCKET + 1;
     let mut watched = BTreeMap::new();
     add(zygote.as_fd(), next_token)?;
-    watched.insert(next_token, zygote);
+    watched.insert(next_token, Watched { pidfd: zygote, budget: None });
 
     let mut zygote_talks = true;
     let mut space = [MaybeUninit::uninit(); 64];
     while zygote_talks || !watched.is_empty() {
-        let (events, _) = match epoll::wait(&epoll, &mut space[..], None) {
+        let look_at =
+            watched.values().filter_map(|watched| watched.budget.as_ref().map(Budget::look_at)).min();
+        let patience = look_at.map(|time| {
+            // To the end of the millisecond, so that epoll does not answer too early.
+            let left = time.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+            Timespec::try_from(left).unwrap_or_default()
+        });
+        let (events, _) = match epoll::wait(&epoll, &mut space[..], patience.as_ref()) {
             Err(Errno::INTR) => continue,
             other => other?,
         };
         // A caller's death counts before anything that comes with it.
         if events.iter().any(|event| event.data.u64() == CALLER) {
-            for pidfd in watched.values() {
-                // One that has just ended is as good as killed.
-                let _ = pidfd_send_signal(pidfd, Signal::KILL);
+            for watched in watched.values() {
+                watched.kill();
             }
             // A child that the zygote has cloned and not yet registered reads end of file, because the caller is gone.
             return Ok(());
+        }
+        for watched in watched.values_mut() {
+            if watched.budget.as_mut().is_some_and(Budget::is_spent) {
+                watched.kill();
+            }
         }
         for event in events {
             let token = event.data.u64();
             if token != ZYGOTE_SOCKET {
                 // The process has ended. The caller may hold the same pidfd for as long as it likes, and epoll would report it for as long.
-                if let Some(pidfd) = watched.remove(&token) {
-                    epoll::delete(&epoll, pidfd.as_fd())?;
+                if let Some(watched) = watched.remove(&token) {
+                    epoll::delete(&epoll, watched.pidfd.as_fd())?;
                 }
                 continue;
             }
             if let Ok(Some(received)) = zygote_socket.recv::<Watch>() {
                 next_token += 1;
-                let answer = match received.with::<1>() {
-                    Ok((_, [pidfd])) => match add(pidfd.as_fd(), next_token) {
+                let answer = match Watched::new(received) {
+                    Some(process) => match add(process.pidfd.as_fd(), next_token) {
                         Ok(()) => {
-                            watched.insert(next_token, pidfd);
+                            watched.insert(next_token, process);
                             Watch::Watching
                         }
                         Err(errno) => Watch::Refused { errno: errno.raw_os_error() },
                     },
-                    Err(_) => Watch::Refused { errno: libc::EMFILE },
+                    None => Watch::Refused { errno: libc::EMFILE },
                 };
                 // A zygote that is gone does not need the answer.
                 let _ = zygote_socket.send(&answer, &[]);

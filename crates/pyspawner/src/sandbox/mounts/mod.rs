@@ -32,11 +32,9 @@ pub(crate) use filesystem::{CHANGES, WORK};
 pub(crate) use lock::attach_locked;
 use root::{Root, attach, copy_of};
 
-/// The most bytes of `/tmp`, `/var/tmp` and `/dev/shm` together, where the caller says nothing else.
-pub const PRIVATE_SIZE: u64 = 256 * 1024 * 1024;
-
-/// The most files and directories in them.
-pub const PRIVATE_INODES: u64 = 65_536;
+/// `/tmp`, `/var/tmp` and `/dev/shm` together may hold a file for so many of their bytes, and a few more.
+const BYTES_PER_FILE: u64 = 4096;
+const FEW_FILES: u64 = 64;
 
 /// What the zygote knows of the host's tree that it has staged.
 #[derive(Clone, Debug, Default)]
@@ -96,7 +94,8 @@ pub(crate) fn enter(
     owner: u32,
     template: &Template,
 ) -> Result<(), Failure> {
-    let mut builder = Builder { sent: sent.into_iter(), owner, template, scratch: None };
+    let mut builder =
+        Builder { sent: sent.into_iter(), owner, template, tmp_bytes: view.tmp_bytes, scratch: None };
     // Whatever mode is asked for is meant.
     let umask = rustix::process::umask(Mode::empty());
     let built = builder.build(view);
@@ -134,6 +133,7 @@ struct Builder<'a> {
     sent: std::vec::IntoIter<OwnedFd>,
     owner: u32,
     template: &'a Template,
+    tmp_bytes: u64,
     /// The filesystem of the private directories.
     scratch: Option<OwnedFd>,
 }
@@ -218,7 +218,7 @@ impl Builder<'_> {
 
     /// A directory of the private filesystem, which is made with the first of them. They share it, and so its size.
     fn private(&mut self, name: &CStr) -> Result<OwnedFd, Failure> {
-        let scratch = self.scratch.take().map_or_else(make_scratch, Ok)?;
+        let scratch = self.scratch.take().map_or_else(|| make_scratch(self.tmp_bytes), Ok)?;
         match mkdirat(&scratch, name, Mode::from_raw_mode(0o1777)) {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(errno) => return Err(errno).fail_at(Layer::Mounts, Step::MountTmpfs),
@@ -243,10 +243,10 @@ impl Builder<'_> {
     }
 }
 
-fn make_scratch() -> Result<OwnedFd, Failure> {
+fn make_scratch(size_bytes: u64) -> Result<OwnedFd, Failure> {
     let scratch = filesystem::tmpfs(&Tmpfs {
-        size_bytes: PRIVATE_SIZE,
-        max_inodes: PRIVATE_INODES,
+        size_bytes,
+        max_inodes: FEW_FILES.max(size_bytes / BYTES_PER_FILE),
         mode: 0o755,
         owner: None,
     })?;

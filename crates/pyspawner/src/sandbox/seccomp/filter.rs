@@ -189,6 +189,10 @@ fn code_of_check(check: Check) -> Vec<Instruction> {
             on_argument(0, &[unless_equal_skip(RLIMIT_CORE), answer(PRETEND), answer(RET_ALLOW)])
         }
         Check::PrlimitResource => pretend_to_change(1, RLIMIT_CORE, 2),
+        Check::QueuedSignal(signal) => on_argument(
+            signal,
+            &[unless_equal_skip(libc::SIGSYS.unsigned_abs()), answer(EPERM), answer(RET_ALLOW)],
+        ),
         Check::Sigaction => pretend_to_change(0, libc::SIGSYS.unsigned_abs(), 1),
     }
 }

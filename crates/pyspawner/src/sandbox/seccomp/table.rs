@@ -50,6 +50,8 @@ pub enum Check {
     PrlimitResource,
     /// `rt_sigaction`: the handler of SIGSYS is ours. Setting it seems to work and does nothing.
     Sigaction,
+    /// Signals with details of the sender's choice: not SIGSYS, which could look as if the filter had sent it. The signal is this argument.
+    QueuedSignal(u32),
 }
 
 /// A system call by number and name.
@@ -96,12 +98,12 @@ fn allowed() -> Vec<Call> {
         SYS_getrusage SYS_times SYS_getpriority SYS_setpriority SYS_ioprio_get SYS_ioprio_set
         SYS_sched_yield SYS_sched_getaffinity SYS_sched_setaffinity SYS_sched_getparam SYS_sched_setparam
         SYS_sched_getscheduler SYS_sched_setscheduler SYS_sched_getattr SYS_sched_setattr SYS_sched_get_priority_max
-        SYS_sched_get_priority_min SYS_sched_rr_get_interval SYS_getcpu SYS_pidfd_open SYS_pidfd_send_signal
+        SYS_sched_get_priority_min SYS_sched_rr_get_interval SYS_getcpu SYS_pidfd_open
         // Landlock can only take away.
         SYS_landlock_create_ruleset SYS_landlock_add_rule SYS_landlock_restrict_self
         // Signals, events and time.
         SYS_kill SYS_tkill SYS_tgkill SYS_rt_sigprocmask SYS_rt_sigreturn SYS_rt_sigpending SYS_rt_sigsuspend
-        SYS_rt_sigtimedwait SYS_rt_sigqueueinfo SYS_rt_tgsigqueueinfo SYS_sigaltstack SYS_signalfd4 SYS_eventfd2
+        SYS_rt_sigtimedwait SYS_sigaltstack SYS_signalfd4 SYS_eventfd2
         SYS_epoll_create1 SYS_epoll_ctl SYS_epoll_pwait SYS_epoll_pwait2 SYS_ppoll SYS_pselect6 SYS_timerfd_create
         SYS_timerfd_settime SYS_timerfd_gettime SYS_timer_create SYS_timer_settime SYS_timer_gettime
         SYS_timer_getoverrun SYS_timer_delete SYS_getitimer SYS_setitimer SYS_nanosleep SYS_clock_gettime
@@ -217,6 +219,8 @@ fn checked() -> Vec<(Call, Check)> {
     all.extend(one(calls![SYS_mincore], Check::MincoreLength));
     all.extend(one(calls![SYS_prlimit64], Check::PrlimitResource));
     all.extend(one(calls![SYS_rt_sigaction], Check::Sigaction));
+    all.extend(one(calls![SYS_rt_sigqueueinfo SYS_pidfd_send_signal], Check::QueuedSignal(1)));
+    all.extend(one(calls![SYS_rt_tgsigqueueinfo], Check::QueuedSignal(2)));
     all
 }
 

@@ -84,6 +84,7 @@ fn expected(number: u32, arguments: [u64; 6]) -> u32 {
             Check::MincoreLength => allow_if(arguments[1] >> 32 == 0, errno(12)),
             Check::SetrlimitResource => allow_if(low(0) != 4, errno(0)),
             Check::PrlimitResource => allow_if(low(1) != 4 || arguments[2] == 0, errno(0)),
+            Check::QueuedSignal(signal) => allow_if(low(signal) != 31, errno(1)),
             Check::Sigaction => allow_if(low(0) != 31 || arguments[1] == 0, errno(0)),
         },
     }

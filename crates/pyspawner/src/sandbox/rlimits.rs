@@ -1,0 +1,42 @@
+//! Layer `rlimits`: what each process of a child may use; setrlimit(2). Soft and hard limit are one, so that no process has a way up.
+//!
+//! It is all that there is where the host gives no cgroup, and then memory and CPU time are of each process and not of all together.
+
+use rustix::process::{Resource, Rlimit, getrlimit, nice, setrlimit};
+
+use crate::error::{FailAt, Failure, Step};
+use crate::layer::Layer;
+use crate::protocol::Rlimits;
+
+/// Sets them. A limit of the zygote that is lower stays.
+///
+/// # Errors
+///
+/// What the kernel refused.
+pub(crate) fn enter(limits: &Rlimits) -> Result<(), Failure> {
+    for (resource, wanted) in [
+        // What fork copied counts, shared or not; so the zygote's own is in the number.
+        (Resource::Data, limits.data_bytes),
+        // At the soft limit comes SIGXCPU, which pid 1 of a namespace does not get; at the hard one SIGKILL.
+        (Resource::Cpu, limits.cpu_seconds),
+        // Counted for the child's user in its own user namespace.
+        (Resource::Nproc, limits.processes),
+        (Resource::Nofile, limits.open_files),
+        // Of memfds too.
+        (Resource::Fsize, limits.file_bytes),
+    ] {
+        if let Some(wanted) = wanted {
+            lower(resource, wanted).fail_at(Layer::Rlimits, Step::SetRlimit)?;
+        }
+    }
+    if limits.nice > 0 {
+        nice(limits.nice.into()).fail_at(Layer::Rlimits, Step::SetNiceness)?;
+    }
+    Ok(())
+}
+
+fn lower(resource: Resource, wanted: u64) -> rustix::io::Result<()> {
+    let had = getrlimit(resource);
+    let least = [had.current, had.maximum].into_iter().flatten().fold(wanted, u64::min);
+    setrlimit(resource, Rlimit { current: Some(least), maximum: Some(least) })
+}
