@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import logging
+import functools
 import os
 import pickle
 import shutil
 import sys
+import time
 import warnings
 from pathlib import Path
 from types import MappingProxyType
@@ -18,12 +19,16 @@ from pyspawner._errors import InsecureSandboxWarning
 from pyspawner._limits import Limits
 from pyspawner._mounts import Mount
 from pyspawner._process import ChildProcess, open_stdin
+from pyspawner._reporter import Reporter, logger
+from pyspawner._zygotes import Zygotes
+from pyspawner.events import ChildEnded, ChildSpawned, SpawnFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
-_logger = logging.getLogger("pyspawner")
+    from pyspawner._process import Cause, Usage
+    from pyspawner.events import Event
 
 # With the caller's own interpreter: find what the caller finds, this very package above all.
 _BOOTSTRAP = "import sys; sys.path[:] = {path!r}; from pyspawner._zygote import main; main()"
@@ -41,6 +46,10 @@ class Client:
         memory can be read by every child.
     :param executable: the Python interpreter. With the caller's own (default) the zygote has the caller's ``sys.path``; with another
         one, of a virtual environment for example, it has that one's, plus the working directory. pyspawner must be installed there.
+    :param restart: whether the next spawn after the zygote's death starts a new one. It then takes as long as a start; the second of
+        such starts in a row not before 0.1 seconds have passed, and each later one after twice as long, up to 30 seconds.
+    :param on_event: is called with each of the :mod:`pyspawner.events`, in the thread in which it happens. Keep it short. What it raises
+        is logged.
     :raises ZygoteStartError: a module is missing or raises, ``child_main`` does not exist or cannot be called, the executable cannot
         run or has no pyspawner. The message has the zygote's own traceback. No process is left.
 
@@ -54,6 +63,8 @@ class Client:
         environment: Mapping[str, str] = {},
         preload_imports: Sequence[str] = [],
         executable: str = sys.executable,
+        restart: bool = False,
+        on_event: Callable[[Event], object] | None = None,
     ) -> None:
         if isinstance(preload_imports, str):
             raise TypeError(
@@ -63,8 +74,10 @@ class Client:
             raise ValueError(f'child_main must be "package.module.function", not {child_main!r}')
         own_interpreter = executable == sys.executable
         self._owner = os.getpid()
-        self._native: _native.Client | None = None
-        self._native = _native.Client(
+        self._zygotes: Zygotes | None = None
+        self._report = Reporter(on_event)
+        start = functools.partial(
+            _native.Client,
             executable=_find_executable(executable),
             arguments=_bootstrap_arguments() if own_interpreter else ["-u", "-m", "pyspawner._zygote"],
             environment=_checked_environment(environment),
@@ -72,8 +85,9 @@ class Client:
             preload_imports=list(preload_imports),
             sys_path=[os.fsencode(entry) for entry in sys.path] if own_interpreter else None,
         )
-        for module, threads in self._native.threads:
-            _logger.info(
+        self._zygotes = Zygotes(start, self._report, restart=restart)
+        for module, threads in self._zygotes.current.threads:
+            logger.info(
                 "importing %r started %d thread(s) in the zygote: %s; children do not have them",
                 module,
                 len(threads),
@@ -86,10 +100,10 @@ class Client:
 
         :raises RuntimeError: the Client is closed.
         """
-        return self._open().zygote_pid
+        return self._open().current.zygote_pid
 
     def __repr__(self) -> str:
-        state = f"zygote pid {self._native.zygote_pid}" if self._native else "closed"
+        state = f"zygote pid {self._zygotes.current.zygote_pid}" if self._zygotes else "closed"
         return f"<{type(self).__name__}: {state}>"
 
     def spawn_child(
@@ -108,7 +122,8 @@ class Client:
         :param sandbox_config: how to lock the child in.
         :raises SandboxError: a layer of the sandbox could not be applied. No user code has run.
         :raises NetlinkError: the same, of the network; it is a ``SandboxError``.
-        :raises ZygoteDiedError: the zygote has died. Make a new ``Client``.
+        :raises ZygoteDiedError: the zygote has died. Make a new ``Client``; or with ``restart``, wait for as long as it says.
+        :raises ZygoteStartError: with ``restart``, a new zygote does not start.
         :raises ValueError: the configuration makes no sense, for example an interface name of more than 15 bytes.
         :raises RuntimeError: the Client is closed, or belongs to another process (after a fork).
         :raises OSError: the caller lacks file descriptors (``EMFILE``) or memory.
@@ -125,7 +140,7 @@ class Client:
         mounts = [_to_native(index, mount) for index, mount in enumerate(sandbox_config.mounts)]
         if isinstance(sandbox_config.skip_sandbox_except, str):
             raise TypeError("skip_sandbox_except must be a frozenset of layer names, not a string")
-        native = self._open()
+        zygotes = self._open()
         pickled = pickle.dumps(list(args), protocol=5)  # every supported Python reads 5
         if sandbox_config.skip_sandbox_except:
             warnings.warn(
@@ -135,8 +150,9 @@ class Client:
                 stacklevel=2,
             )
         network = sandbox_config.network
-        handle, stdin, stdout, stderr = native.spawn(
-            pickled,
+        spawn = functools.partial(
+            _native.Client.spawn,
+            args=pickled,
             process_name=process_name,
             chroot_dir=_path(sandbox_config.chroot_dir),
             mounts=mounts,
@@ -154,6 +170,18 @@ class Client:
             limits=_limits(sandbox_config.limits),
             skip_sandbox_except=sorted(sandbox_config.skip_sandbox_except),
         )
+        started = time.monotonic()
+        try:
+            handle, stdin, stdout, stderr = zygotes.use(spawn)
+        except BaseException as error:
+            self._report(SpawnFailed(process_name, error, time.monotonic() - started))
+            raise
+        self._report(ChildSpawned(handle.pid, process_name, time.monotonic() - started))
+        report = self._report
+
+        def on_end(returncode: int, cause: Cause, usage: Usage) -> None:
+            report(ChildEnded(handle.pid, process_name, returncode, cause, usage))
+
         return ChildProcess(
             pid=handle.pid,
             stdin=open_stdin(stdin),
@@ -161,6 +189,7 @@ class Client:
             stderr=os.fdopen(stderr, "rb"),
             layers=MappingProxyType(dict(handle.layers)),
             _handle=handle,
+            _on_end=on_end,
         )
 
     def close(self) -> None:
@@ -168,14 +197,14 @@ class Client:
 
         Without it, children that still run when the caller ends are killed.
         """
-        native, self._native = self._native, None
-        if native is not None:
-            native.close()
+        zygotes, self._zygotes = self._zygotes, None
+        if zygotes is not None:
+            zygotes.close()
 
-    def _open(self) -> _native.Client:
-        if self._native is None:
+    def _open(self) -> Zygotes:
+        if self._zygotes is None:
             raise RuntimeError("the Client is closed")
-        return self._native
+        return self._zygotes
 
     def __enter__(self) -> Client:
         return self
@@ -191,7 +220,7 @@ class Client:
     def __del__(self) -> None:
         # After a fork it is not this process's to close; and at the interpreter's end it counts as the caller's death: the watchdog kills
         # what still runs.
-        is_open = self.__dict__.get("_native") is not None and self._owner == os.getpid()
+        is_open = self.__dict__.get("_zygotes") is not None and self._owner == os.getpid()
         if is_open and not sys.is_finalizing():
             warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
             self.close()

@@ -35,7 +35,7 @@ class Limits:
     open_files: int | None = 1024
     """Open descriptors of each process; at least 16. Beyond it: ``OSError`` with ``EMFILE``. See ``RLIMIT_NOFILE``."""
 
-    file_bytes: int | None = 1024 * _MIB
+    file_bytes: int | None = 8 * 1024 * _MIB
     """The size of each file that it writes, in bytes. Beyond it: ``OSError`` with ``EFBIG``. See ``RLIMIT_FSIZE``."""
 
     tmp_bytes: int = 256 * _MIB

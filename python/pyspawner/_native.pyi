@@ -88,8 +88,8 @@ class Child:
     def poll(self) -> int | None:
         """Look whether it has ended; its status."""
     @property
-    def status(self) -> int | None:
-        """The status, if it is known to have ended."""
+    def ended(self) -> Ended | None:
+        """How it ended, if that is known."""
     @property
     def pidfd(self) -> int: ...
     def communicate(
@@ -110,9 +110,7 @@ class Completed:
     """What became of a child."""
 
     @property
-    def status(self) -> int: ...
-    @property
-    def cause(self) -> str: ...
+    def ended(self) -> Ended: ...
     @property
     def stdout(self) -> bytes: ...
     @property
@@ -121,6 +119,15 @@ class Completed:
     def stdout_dropped(self) -> int: ...
     @property
     def stderr_dropped(self) -> int: ...
+
+@final
+class Ended:
+    """How a child ended, and what it used."""
+
+    @property
+    def status(self) -> int: ...
+    @property
+    def cause(self) -> str: ...
     @property
     def wall_seconds(self) -> float: ...
     @property

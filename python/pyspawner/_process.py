@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from pyspawner._errors import ChildFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from types import TracebackType
 
     from pyspawner import _native
@@ -135,6 +135,8 @@ def open_stdin(descriptor: int) -> BinaryIO:
 @dataclass
 class _Outcome:
     lock: threading.Lock = field(default_factory=threading.Lock)
+    # Taken by who tells of the end.
+    told: threading.Lock = field(default_factory=threading.Lock)
     owner: int | None = None
     completed: Completed | None = None
     is_lost: bool = False
@@ -167,6 +169,7 @@ class ChildProcess:
     """The layers of the sandbox that are on, in the order in which they were applied, each with what it does here."""
 
     _handle: _native.Child = field(repr=False)
+    _on_end: Callable[[int, Cause, Usage], None] = field(repr=False)
     _outcome: _Outcome = field(repr=False, default_factory=_Outcome)
 
     @property
@@ -181,14 +184,17 @@ class ChildProcess:
     @property
     def returncode(self) -> int | None:
         """As in ``subprocess``: ``None`` until a method of this object has found that the child has ended; negative for a signal."""
-        return _returncode(self._handle.status)
+        ended = self._handle.ended
+        return None if ended is None else os.waitstatus_to_exitcode(ended.status)
 
     def poll(self) -> int | None:
         """Look whether the child has ended, and reap it if so. Return :attr:`returncode`.
 
         :raises ChildProcessError: the child was reaped by other means than this object, ``os.wait()`` for example.
         """
-        return _returncode(self._handle.poll())
+        self._handle.poll()
+        self._tell_end()
+        return self.returncode
 
     def kill(self) -> None:
         """End the child with SIGKILL, and with it, if it has namespaces, everything it started.
@@ -221,7 +227,9 @@ class ChildProcess:
         :return: pid and status, for ``os.waitstatus_to_exitcode``; ``(0, 0)`` when ``WNOHANG`` finds the child running.
         :raises ChildProcessError: the child has been reaped already.
         """
-        return self._handle.wait(options)
+        found = self._handle.wait(options)
+        self._tell_end()
+        return found
 
     def communicate(
         self,
@@ -272,10 +280,12 @@ class ChildProcess:
                 raise ValueError(
                     "the child has ended: communicate() was called before, and input comes too late"
                 )
-            return outcome.completed
+            completed = outcome.completed
         finally:
             outcome.owner = None
             outcome.lock.release()
+        self._tell_end(completed)
+        return completed
 
     def _await_turn(self, timeout: float | None) -> None:
         """Wait for another thread's call; the timeout of this one ends the child too."""
@@ -298,7 +308,7 @@ class ChildProcess:
                 )
                 self._close_pipes()
                 duplicates.pop_all()
-            ended = self._handle.communicate(
+            completed = self._handle.communicate(
                 stdin=stdin,
                 stdout=stdout,
                 stderr=stderr,
@@ -312,21 +322,22 @@ class ChildProcess:
             self._end()
             raise
         return Completed(
-            returncode=os.waitstatus_to_exitcode(ended.status),
-            cause=Cause(ended.cause),
-            stdout=ended.stdout,
-            stderr=ended.stderr,
-            stdout_dropped=ended.stdout_dropped,
-            stderr_dropped=ended.stderr_dropped,
-            usage=Usage(
-                wall_seconds=ended.wall_seconds,
-                user_seconds=ended.user_seconds,
-                system_seconds=ended.system_seconds,
-                peak_memory_bytes=ended.peak_memory_bytes,
-                peak_processes=ended.peak_processes,
-                refused_processes=ended.refused_processes,
-            ),
+            returncode=os.waitstatus_to_exitcode(completed.ended.status),
+            cause=Cause(completed.ended.cause),
+            stdout=completed.stdout,
+            stderr=completed.stderr,
+            stdout_dropped=completed.stdout_dropped,
+            stderr_dropped=completed.stderr_dropped,
+            usage=_usage(completed.ended),
         )
+
+    def _tell_end(self, completed: Completed | None = None) -> None:
+        """Report the end, if it is known, once."""
+        ended = self._handle.ended
+        if ended is not None and self._outcome.told.acquire(blocking=False):
+            # A timeout is known to who has set it.
+            cause = Cause(ended.cause) if completed is None else completed.cause
+            self._on_end(os.waitstatus_to_exitcode(ended.status), cause, _usage(ended))
 
     def _end(self) -> None:
         """Kill, reap and close, whatever has been done of it already."""
@@ -358,8 +369,15 @@ class ChildProcess:
         self._end()
 
 
-def _returncode(status: int | None) -> int | None:
-    return None if status is None else os.waitstatus_to_exitcode(status)
+def _usage(ended: _native.Ended) -> Usage:
+    return Usage(
+        wall_seconds=ended.wall_seconds,
+        user_seconds=ended.user_seconds,
+        system_seconds=ended.system_seconds,
+        peak_memory_bytes=ended.peak_memory_bytes,
+        peak_processes=ended.peak_processes,
+        refused_processes=ended.refused_processes,
+    )
 
 
 def _take_unsent(stdin: BinaryIO) -> bytes:

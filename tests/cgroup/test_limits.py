@@ -57,9 +57,10 @@ MEMORY = {
     "many processes": """
         import os
         ready, tell = os.pipe()
+        never, _ = os.pipe()
         for _ in range(8):
             if os.fork() == 0:
-                kept = bytearray(8 << 20); os.write(tell, b'x'); os.read(0, 1)
+                kept = bytearray(8 << 20); os.write(tell, b'x'); os.read(never, 1)
         for _ in range(8): os.read(ready, 1)
     """,
     "a descendant": """

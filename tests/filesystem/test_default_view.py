@@ -138,7 +138,7 @@ print(subprocess.run(["sh", "-c", "echo /proc/[0-9]*"], stdout=subprocess.PIPE, 
 
 @each_sandbox
 def test_proc_has_the_childs_own_processes_and_no_other(client, sandbox):
-    numbers = {"caller": os.getpid(), "zygote": client._native.zygote_pid}
+    numbers = {"caller": os.getpid(), "zygote": client._zygotes.current.zygote_pid}
     told = support.run(client, PROCESSES, sandbox=sandbox, **numbers).text.splitlines()
     assert told == ["['1'] 1 False False", "['/proc/1', '/proc/2']"]
 

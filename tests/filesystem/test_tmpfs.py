@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import support
-from pyspawner import Bind, SandboxConfig, Tmpfs
+from pyspawner import Bind, Limits, SandboxConfig, Tmpfs
 from support import visible_directory
 
 # Alone: no optional layer, so that the child is root in its own namespaces, with every capability.
@@ -22,7 +22,8 @@ MIB = 1024 * 1024
 
 
 def run(client, code, *mounts, layers=ALL, chroot_dir=None, **names):
-    sandbox = SandboxConfig(chroot_dir=chroot_dir, mounts=mounts, skip_sandbox_except=layers)
+    limits = Limits(file_bytes=None)
+    sandbox = SandboxConfig(chroot_dir=chroot_dir, mounts=mounts, skip_sandbox_except=layers, limits=limits)
     return support.run(client, code, sandbox=sandbox, **names).text
 
 

@@ -116,8 +116,8 @@ def test_it_has_no_capabilities_and_gets_none(preloaded):
 def test_the_handle_says_that_there_are_no_namespaces_and_what_that_means(preloaded):
     child = support.spawn(preloaded, "", sandbox=WITHOUT)
     support.communicate(child)
-    on = ["namespaces", "session", "drop_capabilities", "setuid", "no_new_privs", "landlock", "seccomp"]
-    assert list(child.layers) == on
+    optional = ["drop_capabilities", "setuid", "no_new_privs", "landlock"]
+    assert list(child.layers) == ["namespaces", "cgroup", "session", *optional, "rlimits", "seccomp"]
     assert child.layers["namespaces"].startswith("none: ")
     assert "outlives" in child.layers["namespaces"]
     assert child.layers["landlock"].startswith(f"ABI {LANDLOCK}")

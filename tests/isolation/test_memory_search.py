@@ -112,8 +112,8 @@ def test_the_watchdog_keeps_nothing_of_them(experienced: pyspawner.Client) -> No
 
 
 def watchdog_pid(client: pyspawner.Client) -> int:
-    assert client._native is not None
-    return client._native.watchdog_pid
+    assert client._zygotes is not None
+    return client._zygotes.current.watchdog_pid
 
 
 FILES = ["cmdline", "comm", "environ", "maps", "mountinfo", "mounts", "stat", "status"]

@@ -263,7 +263,7 @@ def test_layers_tell_what_is_limited_and_what_not(client):
     with spawn(client, "", sandbox=sandbox(memory_bytes=100 * MIB, processes=None, nice=3)) as child:
         layers = dict(child.layers)
     assert layers["rlimits"] == (
-        "each process: 100 MiB of data beside the zygote's, 3600 s of CPU time, 1024 descriptors, files of 1 GiB; 3 nicer; "
+        "each process: 100 MiB of data beside the zygote's, 3600 s of CPU time, 1024 descriptors, files of 8 GiB; 3 nicer; "
         "the first to go when memory is short"
     )
     assert layers["cgroup"] == (
@@ -273,7 +273,7 @@ def test_layers_tell_what_is_limited_and_what_not(client):
 
 def test_repr_prints_the_defaults():
     assert repr(Limits()) == (
-        "Limits(memory_bytes=2147483648, cpu_seconds=3600, processes=512, open_files=1024, file_bytes=1073741824, "
+        "Limits(memory_bytes=2147483648, cpu_seconds=3600, processes=512, open_files=1024, file_bytes=8589934592, "
         "tmp_bytes=268435456, nice=0, cpus=None, cgroup='if_delegated')"
     )
 

@@ -169,6 +169,7 @@ def test_it_says_which_layers_are_on(client):
     child = spawn(client, "pass")
     assert list(child.layers) == [
         "namespaces",
+        "cgroup",
         "id_map",
         "network",
         "mounts",
@@ -177,6 +178,7 @@ def test_it_says_which_layers_are_on(client):
         "setuid",
         "no_new_privs",
         "landlock",
+        "rlimits",
         "seccomp",
     ]
     assert child.layers["setuid"] == "uid and gid 1000"

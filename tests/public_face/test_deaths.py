@@ -133,7 +133,7 @@ def test_children_die_with_a_caller_that_does_not_close_however_deep_their_tree(
         children = [spawn(client, tree) for _ in range(3)]
         for child in children:
             assert child.stdout.read(4) == b"deep"
-        say(client.zygote_pid, client._native.watchdog_pid, [child.pid for child in children])
+        say(client.zygote_pid, client._zygotes.current.watchdog_pid, [child.pid for child in children])
         sys.stdin.readline()
         {end}
         """)
@@ -266,8 +266,8 @@ def test_a_stopped_zygote_is_ended_by_close():
 def test_the_watchdog_sleeps_while_the_caller_keeps_a_child_that_has_ended(client: pyspawner.Client) -> None:
     child = spawn(client, "")
     assert communicate(child).exitcode == 0
-    assert client._native is not None
-    syscall = Path(f"/proc/{client._native.watchdog_pid}/syscall")
+    assert client._zygotes is not None
+    syscall = Path(f"/proc/{client._zygotes.current.watchdog_pid}/syscall")
     # The kernel says "running" of a process that does not wait.
     times_asleep = 0
     deadline = time.monotonic() + 30

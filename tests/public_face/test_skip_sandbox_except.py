@@ -10,7 +10,7 @@ import pyspawner
 from support import communicate, run, spawn
 
 OPTIONAL = ["drop_capabilities", "setuid", "no_new_privs", "landlock", "seccomp"]
-ALWAYS = ["namespaces", "id_map", "network", "mounts", "session"]
+ALWAYS = ["namespaces", "cgroup", "id_map", "network", "mounts", "session", "rlimits"]
 
 
 def layers(client, *names: str) -> list[str]:
@@ -20,18 +20,20 @@ def layers(client, *names: str) -> list[str]:
     return list(child.layers)
 
 
+def with_always(*optional: str) -> list[str]:
+    """The layers in their order: the limits come just before the filter."""
+    first = [*ALWAYS[:-1], *(name for name in OPTIONAL[:-1] if name in optional), ALWAYS[-1]]
+    return [*first, *(name for name in OPTIONAL[-1:] if name in optional)]
+
+
 @pytest.mark.parametrize("name", OPTIONAL)
 def test_only_the_named_optional_layer_is_on(client, name):
-    assert layers(client, name) == [*ALWAYS, name]
+    assert layers(client, name) == with_always(name)
 
 
 def test_several_may_be_named(client):
-    assert layers(client, "seccomp", "no_new_privs", "setuid") == [
-        *ALWAYS,
-        "setuid",
-        "no_new_privs",
-        "seccomp",
-    ]
+    names = ("seccomp", "no_new_privs", "setuid")
+    assert layers(client, *names) == with_always(*names)
 
 
 @pytest.mark.parametrize("gives_powers_up", ["setuid", "drop_capabilities"])
@@ -47,7 +49,7 @@ def test_a_name_that_is_no_optional_layer_enables_nothing_and_disables_nothing_e
 
 
 def test_empty_means_every_layer(client):
-    assert layers(client) == [*ALWAYS, *OPTIONAL]
+    assert layers(client) == with_always(*OPTIONAL)
 
 
 def test_it_warns_that_the_sandbox_is_weakened_at_the_callers_line(client):

@@ -55,10 +55,10 @@ def directory():
 # What the handle says. --------------------------------------------------------------------------------------
 
 
-def test_it_is_on_by_default_between_no_new_privs_and_seccomp(client):
+def test_it_is_on_by_default_after_no_new_privs_and_before_seccomp(client):
     child = support.spawn(client, "")
     support.communicate(child)
-    assert list(child.layers)[-3:] == ["no_new_privs", "landlock", "seccomp"]
+    assert list(child.layers)[-4:] == ["no_new_privs", "landlock", "rlimits", "seccomp"]
     assert child.layers["landlock"].startswith(f"ABI {KERNEL}")
 
 

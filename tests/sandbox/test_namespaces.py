@@ -36,7 +36,7 @@ def test_no_child_shares_a_namespace_with_the_caller_the_zygote_or_a_sibling(cli
     seen = [namespaces(child.pid) for child in children]
     for child in children:
         support.communicate(child)
-    zygote, own = namespaces(client._native.zygote_pid), namespaces("self")
+    zygote, own = namespaces(client._zygotes.current.zygote_pid), namespaces("self")
     for name in NAMES:
         assert len({seen[0][name], seen[1][name], own[name]}) == 3, name
         assert zygote[name] not in (seen[0][name], seen[1][name]), name
@@ -61,7 +61,7 @@ def victim(client):
 
 
 def victims(client) -> dict[str, int]:
-    return {"caller": os.getpid(), "zygote": client._native.zygote_pid}
+    return {"caller": os.getpid(), "zygote": client._zygotes.current.zygote_pid}
 
 
 # Of a number that is nobody's here.

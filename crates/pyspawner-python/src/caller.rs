@@ -209,13 +209,13 @@ impl Child {
         without_gil(py, |interrupt| self.core.wait(options, interrupt))
     }
 
-    /// The status, if it is known to have ended.
+    /// How it ended, if that is known.
     #[getter]
-    fn status(&self) -> Option<i32> {
-        self.core.ended().map(|ended| ended.status)
+    fn ended(&self) -> Option<Ended> {
+        self.core.ended().map(Ended::from)
     }
 
-    /// The same, after a look.
+    /// Its status, after a look.
     fn poll(&self, py: Python<'_>) -> PyResult<Option<i32>> {
         let ended = py.detach(|| self.core.poll()).map_err(|error| to_python(py, error))?;
         Ok(ended.map(|ended| ended.status))
@@ -244,7 +244,7 @@ impl Child {
             already_read: already_read.into(),
         };
         let completed = without_gil(py, |interrupt| self.core.communicate(pipes, &conversation, interrupt))?;
-        Ok(Completed::new(py, completed))
+        Completed::new(py, completed)
     }
 }
 
@@ -257,12 +257,31 @@ fn take(number: Option<RawFd>) -> Option<OwnedFd> {
 /// What became of a child.
 #[pyclass(frozen, get_all)]
 pub(crate) struct Completed {
-    status: i32,
-    cause: &'static str,
+    ended: Py<Ended>,
     stdout: Py<PyBytes>,
     stderr: Py<PyBytes>,
     stdout_dropped: u64,
     stderr_dropped: u64,
+}
+
+impl Completed {
+    fn new(py: Python<'_>, completed: client::Completed) -> PyResult<Self> {
+        let client::Completed { ended, outputs: [stdout, stderr] } = completed;
+        Ok(Self {
+            ended: Py::new(py, Ended::from(ended))?,
+            stdout: PyBytes::new(py, &stdout.kept).unbind(),
+            stderr: PyBytes::new(py, &stderr.kept).unbind(),
+            stdout_dropped: stdout.dropped,
+            stderr_dropped: stderr.dropped,
+        })
+    }
+}
+
+/// How a child ended, and what it used.
+#[pyclass(frozen, get_all)]
+pub(crate) struct Ended {
+    status: i32,
+    cause: &'static str,
     wall_seconds: f64,
     user_seconds: f64,
     system_seconds: f64,
@@ -271,16 +290,11 @@ pub(crate) struct Completed {
     refused_processes: Option<u64>,
 }
 
-impl Completed {
-    fn new(py: Python<'_>, completed: client::Completed) -> Self {
-        let client::Completed { ended, outputs: [stdout, stderr] } = completed;
+impl From<client::Ended> for Ended {
+    fn from(ended: client::Ended) -> Self {
         Self {
             status: ended.status,
             cause: name_of(ended.cause),
-            stdout: PyBytes::new(py, &stdout.kept).unbind(),
-            stderr: PyBytes::new(py, &stderr.kept).unbind(),
-            stdout_dropped: stdout.dropped,
-            stderr_dropped: stderr.dropped,
             wall_seconds: ended.wall.as_secs_f64(),
             user_seconds: ended.user.as_secs_f64(),
             system_seconds: ended.system.as_secs_f64(),

@@ -64,7 +64,7 @@ impl Default for Limits {
             cpu_per_second: None,
             processes: Some(512),
             open_files: Some(1024),
-            file_bytes: Some(GIB),
+            file_bytes: Some(8 * GIB),
             tmp_bytes: 256 * MIB,
             nice: 0,
             cgroup: CgroupUse::IfDelegated,
