@@ -7,7 +7,7 @@ NATIVE := python/pyspawner/_native.abi3.so
 RUST := Cargo.toml Cargo.lock $(wildcard crates/*/Cargo.toml) $(shell find crates -name '*.rs')
 FUZZ_SECONDS ?= 60
 
-.PHONY: run test test-rust test-python lint bench docs fuzz build clean
+.PHONY: run test test-rust test-python test-vm lint bench docs fuzz build clean
 
 run: build ## Import pandas once, run sandboxed children on a real CSV, print what each spawn cost.
 	$(BIN)/python examples/weather.py
@@ -20,6 +20,11 @@ test-rust: | $(VENV)/tools
 test-python: build
 	tools/apt-install iproute2 libcap2-bin
 	$(BIN)/python -m pytest --forbid-skips $(PYTEST_OPTIONS)
+
+test-vm: build ## In a virtual machine: what needs a cgroup v2 of its own. No rights are needed once the packages are there.
+	tools/apt-install e2fsprogs qemu-system-x86
+	$(BIN)/python -m pytest --quiet --forbid-skips tests/vm
+	$(BIN)/python tests/vm/run.py $(or $(PYTEST_OPTIONS),tests/cgroup)
 
 lint: build ## Formatting, lints, types, and Rust's documentation, with no warning.
 	cargo fmt --check

@@ -149,7 +149,11 @@ def _table(table: Sequence[Row]) -> list[str]:
 
 
 def write(
-    directory: Path, results: Results, parts: dict[str, float], facts: dict[str, Any], text: str
+    directory: Path,
+    results: Results,
+    others: dict[str, dict[str, float]],
+    facts: dict[str, Any],
+    text: str,
 ) -> None:
     """Write ``benchmarks.json``, with every sample, and ``benchmarks.md``."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -167,7 +171,10 @@ def write(
             }
             for workload, by_contestant in results.items()
         },
-        "parts of a spawn": {name: round(microseconds) for name, microseconds in parts.items()},
+        **{
+            title: {name: round(value, 2) for name, value in figures.items()}
+            for title, figures in others.items()
+        },
     }
     (directory / "benchmarks.json").write_text(_json(document) + "\n")
 

@@ -11,6 +11,7 @@ from cgroup_support import WITHOUT_NAMESPACES
 from pyspawner import Cause, Limits, SandboxConfig
 from support import SANDBOX, spawn
 
+pytestmark = pytest.mark.usefixtures("in_use")
 MIB = 1 << 20
 
 # What takes 64 MiB of memory, most of it where RLIMIT_DATA does not look.

@@ -15,6 +15,7 @@ import pyspawner
 from pyspawner import Cause, Limits, SandboxConfig, SandboxError
 from support import children_of_this_process, run, spawn
 
+pytestmark = pytest.mark.usefixtures("in_use")
 CGROUPS = Path("/sys/fs/cgroup")
 HANG = "import threading; threading.Event().wait()"
 
