@@ -91,13 +91,13 @@ class _Run:
             self._child = None
 
     def end(self, future: Future[Any]) -> None:
-        """Be the first callback of the future. If it was cancelled, kill the child, and tell ``wait()`` and ``as_completed()``."""
+        """Be the first callback of the future. If it was cancelled, tell ``wait()`` and ``as_completed()``, and kill the child."""
         with self._lock:
             self._call = None
             if future.cancelled():
                 self._is_cancelled = True
-                self._kill()
                 future.set_running_or_notify_cancel()
+                self._kill()
 
     def _kill(self) -> None:
         if self._child is not None:
@@ -135,10 +135,14 @@ class SandboxExecutor(Executor):
     :raises ImportError: ``trust_arrow`` without pyarrow.
     :raises ValueError: ``max_workers`` is less than 1, or a limit is negative.
 
+    :raises RuntimeError: the interpreter is at its end.
+
     And whatever :class:`Client` raises.
 
     At the interpreter's end, calls that are not done are cancelled, where other executors wait for them.
     """
+
+    _has_interpreter_ended = False
 
     def __init__(
         self,
@@ -171,7 +175,7 @@ class SandboxExecutor(Executor):
         self._is_shut_down = False
         self._waiting: deque[tuple[SandboxFuture, _Run]] = deque()
         self._running: set[SandboxFuture] = set()
-        # As many as work; those that have just ended are among them until they are joined or replaced.
+        # How many threads look for work. Among the threads are also some that have just stopped.
         self._workers = 0
         self._threads: set[threading.Thread] = set()
         self._call_at_exit()
@@ -182,6 +186,9 @@ class SandboxExecutor(Executor):
             executable=executable,
         )
         _executors.add(self)
+        if self._has_interpreter_ended:
+            self.shutdown()
+            raise RuntimeError("there can be no SandboxExecutor at the interpreter's end")
 
     def __repr__(self) -> str:
         state = "shut down" if self._is_shut_down else f"{len(self._waiting)} waiting"
@@ -197,7 +204,8 @@ class SandboxExecutor(Executor):
     ) -> SandboxFuture:
         """Have ``function(*args, **kwargs)`` called in a child of its own.
 
-        The child imports the function by its name. So it is at the top of a module, and that is not ``__main__``: the child has another.
+        The child imports the function by its name, and ps and top show that. So it is at the top of a module, and that is not
+        ``__main__``: the child has another.
 
         :param function: the function, or its full name, ``"package.module.function"``; or a ``functools.partial`` of the function, which is
             how the function itself gets an argument that is called ``timeout``.
@@ -256,6 +264,7 @@ class SandboxExecutor(Executor):
     @staticmethod
     def _abandon_all() -> None:
         """End everything, at the interpreter's end."""
+        SandboxExecutor._has_interpreter_ended = True
         for executor in list(_executors):
             # A fork is not the owner, and its parent's locks may be held for ever.
             if executor._owner == os.getpid():
@@ -263,7 +272,9 @@ class SandboxExecutor(Executor):
                     executor._is_shut_down = True
                     futures = [*(future for future, _ in executor._waiting), *executor._running]
                 for future in futures:
-                    future.cancel()
+                    # Of a callback's.
+                    with contextlib.suppress(SystemExit):
+                        future.cancel()
                 executor._client.close()
 
     @staticmethod
@@ -292,7 +303,7 @@ class SandboxExecutor(Executor):
             thread = threading.Thread(target=self._work, name="pyspawner-executor", daemon=False)
             try:
                 thread.start()
-            except RuntimeError:
+            except (RuntimeError, MemoryError):
                 # The system has no more threads. Another worker will do it later, if there is one.
                 if not self._workers:
                     self._waiting.pop()
@@ -375,10 +386,13 @@ class SandboxExecutor(Executor):
                 sent, max_bytes=self._max_result_bytes, with_tables=self._trust_arrow
             )
         except ValueError as error:
-            raise ResultError(f"the child ended well, but {error}", completed) from None
-        if isinstance(result, _result_format.ErrorTexts):
-            raise RemoteError(result.type_name, result.message, result.traceback, completed)
-        return result
+            reason = str(error)
+        else:
+            if isinstance(result, _result_format.ErrorTexts):
+                raise RemoteError(result.type_name, result.message, result.traceback, completed)
+            return result
+        # Not up there, where it would hold what the child has sent.
+        raise ResultError(f"the child ended well, but {reason}", completed)
 
 
 def _at_least(least: int, name: str, number: int) -> int:

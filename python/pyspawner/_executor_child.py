@@ -60,7 +60,7 @@ def _find(name: str) -> Callable[..., Any]:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name != module_name:
+        if not f"{module_name}.".startswith(f"{error.name}."):
             raise
         raise ModuleNotFoundError(
             f"{error}; a child does not see all of the caller's files: name it in preload_imports"

@@ -146,7 +146,7 @@ def decode(sent: bytes, *, max_bytes: int, with_tables: bool) -> object:
             return _tables().decode(payload)
         except ValueError as error:
             # It may name a column.
-            raise ValueError(f"its table is malformed: {_printable(str(error)[:500])}") from None
+            raise ValueError(f"its table is malformed: {_printable(str(error), 500)}") from None
     value = _decode_json(payload.tobytes())
     return ErrorTexts(value) if kind == ERROR else value
 
@@ -162,15 +162,15 @@ class ErrorTexts:
                 raise ValueError("its exception is malformed")
         if any(len(text) > most for text, most in zip(texts, _MAX_TEXTS, strict=True)):
             raise ValueError("its exception is malformed: too long")
-        self.type_name, self.message, self.traceback = map(_printable, texts)
+        self.type_name, self.message, self.traceback = map(_printable, texts, _MAX_TEXTS)
 
 
-def _printable(text: str) -> str:
+def _printable(text: str, most: int) -> str:
     """Escape what moves a terminal's cursor, and halves of surrogate pairs, which nothing can print."""
     return "".join(
         character if character.isprintable() or character in "\n\t" else ascii(character)[1:-1]
-        for character in text
-    )
+        for character in text[:most]
+    )[:most]
 
 
 def _decode_json(payload: bytes) -> object:

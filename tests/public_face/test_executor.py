@@ -1,93 +1,22 @@
-"""``SandboxExecutor``: an executor like others, whose every call has a child of its own; and nothing is left."""
+"""``SandboxExecutor``: an executor like others, whose every call has a child of its own."""
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextlib
-import fcntl
 import functools
 import math
 import os
 import pickle
 import signal
-import subprocess
-import sys
 import threading
-import time
-from collections.abc import Callable
-from concurrent.futures import CancelledError
-from pathlib import Path
 
 import pytest
 
 import executor_functions as functions
 import pyspawner
+from executor_support import nothing_left, printed, run_script, until, workers
 from pyspawner import Cause, ChildFailed, ChildTimeoutError, RemoteError, SandboxExecutor
-from support import children_of_this_process, open_descriptors, visible_directory
-
-
-@pytest.fixture(scope="module")
-def outbox():
-    """Where children leave files for a test to find, as ``/out``."""
-    with visible_directory() as directory:
-        yield directory
-
-
-@pytest.fixture(scope="module")
-def sandbox(outbox):
-    return pyspawner.SandboxConfig(mounts=(pyspawner.Bind(outbox, "/out", writable=True),))
-
-
-@pytest.fixture(scope="module")
-def executor(sandbox):
-    with SandboxExecutor(
-        sandbox_config=sandbox, max_workers=3, preload_imports=["executor_functions"]
-    ) as executor:
-        yield executor
-
-
-@pytest.fixture(autouse=True)
-def empty_outbox(outbox):
-    yield
-    for file in outbox.iterdir():
-        file.unlink()
-
-
-def printed(future: pyspawner.SandboxFuture) -> bytes:
-    assert future.completed is not None
-    assert future.completed.stdout == b""
-    return future.completed.stderr
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
-def workers() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "pyspawner-executor"]
-
-
-@contextlib.contextmanager
-def nothing_left():
-    def held():
-        return sorted(open_descriptors().values()), children_of_this_process(), threading.enumerate()
-
-    before = held()
-    yield
-    assert held() == before
-
-
-def run_script(source: str, directory: Path) -> subprocess.CompletedProcess[str]:
-    """Run ``source`` as a program. One that hangs fails."""
-    script = directory / "script.py"
-    script.write_text(f"import sys; sys.path += {sys.path!r}\nimport pyspawner\n{source}")
-    command = [sys.executable, "-W", "error", script]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-
 
 # Calls. ---------------------------------------------------------------------------------------------------
 
@@ -111,6 +40,11 @@ def test_a_partial_gives_the_function_its_own_timeout(executor):
 
 def test_each_call_has_a_child_of_its_own(executor):
     assert [executor.submit(functions.count_calls).result() for _ in range(3)] == [[1]] * 3
+
+
+def test_a_child_is_called_like_its_function(executor):
+    name = executor.submit(functions.evaluate, "Path('/proc/self/cmdline').read_bytes()").result()
+    assert name.rstrip(b"\0") == b"executor_functions.evaluate"
 
 
 def test_arguments_are_unpickled_in_the_child(executor):
@@ -182,7 +116,7 @@ if __name__ == "__main__":
     assert ended.stdout.endswith("\n42\n"), ended
 
 
-@pytest.mark.parametrize("name", ["no_such_module.function", "math.no_such_function"])
+@pytest.mark.parametrize("name", ["no_such_module.f", "no_such_package.module.f", "math.no_such_function"])
 def test_a_name_that_leads_nowhere_is_the_calls_error(executor, name):
     with pytest.raises(RemoteError, match=r"ModuleNotFoundError: .* preload_imports|AttributeError"):
         executor.submit(name).result()
@@ -348,304 +282,6 @@ def test_as_completed_and_wait(executor, outbox):
     assert next(completed) is slow
 
 
-# Cancelling. ----------------------------------------------------------------------------------------------
-
-
-def assert_cancelled(future: concurrent.futures.Future) -> None:
-    assert future.cancelled()
-    assert future.done()
-    assert not future.running()
-    assert concurrent.futures.wait([future], timeout=0).done == {future}
-    assert list(concurrent.futures.as_completed([future], timeout=60)) == [future]
-    with pytest.raises(CancelledError):
-        future.result()
-
-
-def test_a_call_that_runs_can_be_cancelled(executor, outbox):
-    called = []
-    with nothing_left():
-        future = executor.submit(functions.hang, "name")
-        future.add_done_callback(called.append)
-        until((outbox / "name").exists)
-        assert future.running()
-        assert future.cancel()
-        assert_cancelled(future)
-        assert future.cancel(), "once more"
-        until(lambda: not workers())
-    assert called == [future]
-    assert future.completed is not None
-    assert future.completed.cause is Cause.KILLED
-
-
-def test_who_waits_already_is_told_of_a_cancel(executor, outbox):
-    future = executor.submit(functions.hang, "name")
-
-    def expect_cancel(wait: Callable[[], object]) -> None:
-        with pytest.raises(CancelledError):
-            wait()
-
-    threads = [
-        threading.Thread(target=target, args=arguments)
-        for target, *arguments in (
-            (concurrent.futures.wait, [future]),
-            (lambda: list(concurrent.futures.as_completed([future])),),
-            (expect_cancel, future.result),
-            (expect_cancel, future.exception),
-        )
-    ]
-    for thread in threads:
-        thread.start()
-    until((outbox / "name").exists)
-    future.cancel()
-    for thread in threads:
-        thread.join(60)
-        assert not thread.is_alive()
-
-
-def test_a_call_that_waits_can_be_cancelled_and_is_never_made(executor, outbox):
-    running = [executor.submit(functions.meet, str(number)) for number in range(3)]
-    future = executor.submit(functions.touch, "never")
-    assert future.cancel()
-    assert_cancelled(future)
-    (outbox / "go").touch()
-    concurrent.futures.wait(running)
-    until(lambda: not workers())
-    assert not (outbox / "never").exists()
-    assert future.completed is None
-
-
-def test_a_call_can_be_cancelled_while_its_child_is_made(executor):
-    zygote = executor._client.zygote_pid
-    os.kill(zygote, signal.SIGSTOP)
-    try:
-        future = executor.submit(functions.hang, "name")
-        until(future.running)
-        assert future.cancel()
-        assert_cancelled(future)
-    finally:
-        os.kill(zygote, signal.SIGCONT)
-    until(lambda: not workers())
-    assert executor.submit(functions.double, 1).result() == 2
-
-
-def test_after_the_result_a_cancel_changes_nothing(executor):
-    future = executor.submit(functions.double, 1)
-    assert future.result() == 2
-    assert not future.cancel()
-    assert not future.cancelled()
-    assert future.result() == 2
-
-
-def test_of_result_and_cancel_the_first_decides(executor):
-    """At any of many moments; none of them is waited for."""
-    outcomes = set()
-    with nothing_left():
-        for number in range(200):
-            called = []
-            future = executor.submit(functions.double, 1)
-            future.add_done_callback(called.append)
-            time.sleep(number / 200 * 0.02)
-            is_cancelled = future.cancel()
-            assert future.done()
-            assert future.cancelled() == is_cancelled
-            if is_cancelled:
-                assert_cancelled(future)
-            else:
-                assert future.result() == 2
-            outcomes.add(is_cancelled)
-            assert called == [future]
-        until(lambda: not workers())
-    assert True in outcomes
-
-
-def test_many_threads_may_cancel_at_once(executor, outbox):
-    for number in range(20):
-        called = []
-        future = executor.submit(functions.hang, str(number))
-        future.add_done_callback(called.append)
-        if number % 2:
-            until((outbox / str(number)).exists)
-        with concurrent.futures.ThreadPoolExecutor(8) as pool:
-            assert all(pool.map(lambda _, future=future: future.cancel(), range(8)))
-        assert_cancelled(future)
-        assert called == [future]
-    until(lambda: not workers())
-
-
-def test_a_callback_that_raises_breaks_nothing(executor, outbox):
-    def leave(_: object) -> None:
-        sys.exit("from a callback")
-
-    cancelled, finished = (executor.submit(functions.meet, name) for name in "ab")
-    for future in (cancelled, finished):
-        future.add_done_callback(leave)
-    with contextlib.suppress(SystemExit):
-        cancelled.cancel()
-    assert_cancelled(cancelled)
-    (outbox / "go").touch()
-    assert finished.result() == "b"
-    until(lambda: not workers())
-    assert [executor.submit(functions.double, n).result() for n in range(5)] == [0, 2, 4, 6, 8]
-
-
-# Shutting down. -------------------------------------------------------------------------------------------
-
-
-def test_a_shutdown_waits_and_leaves_nothing(sandbox):
-    with nothing_left():
-        with SandboxExecutor(sandbox_config=sandbox, max_workers=2) as executor:
-            futures = [executor.submit(functions.double, n) for n in range(6)]
-        assert all(future.done() for future in futures)
-        executor.shutdown()
-        assert repr(executor) == "<SandboxExecutor: 0 running, shut down>"
-        with pytest.raises(RuntimeError, match="shut down"):
-            executor.submit(functions.double, 1)
-        with pytest.raises(RuntimeError, match="shut down"):
-            executor.submit(functions.echo, threading.Lock())
-    assert [future.result() for future in futures] == [0, 2, 4, 6, 8, 10]
-
-
-def test_a_shutdown_without_waiting_lets_the_calls_come_to_their_end(sandbox, outbox):
-    with nothing_left():
-        executor = SandboxExecutor(sandbox_config=sandbox, max_workers=1)
-        futures = [executor.submit(functions.meet, name) for name in "ab"]
-        executor.shutdown(wait=False)
-        with pytest.raises(RuntimeError, match="shut down"):
-            executor.submit(functions.double, 1)
-        (outbox / "go").touch()
-        assert [future.result() for future in futures] == ["a", "b"]
-        executor.shutdown()
-
-
-def test_a_shutdown_can_cancel_what_waits(sandbox, outbox):
-    with nothing_left():
-        executor = SandboxExecutor(sandbox_config=sandbox, max_workers=1)
-        futures = [executor.submit(functions.meet, name) for name in "abc"]
-        until((outbox / "a").exists)
-        executor.shutdown(wait=False, cancel_futures=True)
-        for future in futures[1:]:
-            assert_cancelled(future)
-        assert futures[0].running()
-        (outbox / "go").touch()
-        assert futures[0].result() == "a"
-        executor.shutdown()
-
-
-def test_a_shutdown_of_what_was_never_used():
-    with nothing_left():
-        SandboxExecutor().shutdown()
-
-
-def test_threads_may_shut_down_at_once_and_a_callback_too(sandbox):
-    with nothing_left():
-        executor = SandboxExecutor(sandbox_config=sandbox, max_workers=2)
-        future = executor.submit(functions.double, 1)
-        future.add_done_callback(lambda _: executor.shutdown())
-        threads = [threading.Thread(target=executor.shutdown) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60)
-            assert not thread.is_alive()
-        executor.shutdown()
-        assert future.result() == 2
-
-
-def test_a_shutdown_while_others_submit(sandbox):
-    with nothing_left():
-        executor = SandboxExecutor(sandbox_config=sandbox, max_workers=2)
-        futures: list[concurrent.futures.Future] = []
-
-        def submit() -> None:
-            with contextlib.suppress(RuntimeError):
-                while True:
-                    futures.append(executor.submit(functions.double, 1))
-
-        threads = [threading.Thread(target=submit) for _ in range(3)]
-        for thread in threads:
-            thread.start()
-        until(lambda: len(futures) > 5)
-        executor.shutdown(cancel_futures=True)
-        for thread in threads:
-            thread.join()
-        assert all(future.done() for future in futures)
-        assert all(future.cancelled() or future.result() == 2 for future in futures)
-
-
-def test_one_that_is_dropped_ends_its_zygote_with_a_warning(sandbox):
-    with nothing_left():
-        executor = SandboxExecutor(sandbox_config=sandbox)
-        assert executor.submit(functions.double, 1).result() == 2
-        until(lambda: not workers())
-        with pytest.warns(ResourceWarning, match="unclosed <Client"):
-            del executor
-
-
-EXITS = {
-    "a call that runs": "future = executor.submit(executor_functions.hold_lock)",
-    "calls that wait": "futures = [executor.submit(executor_functions.hold_lock) for _ in range(5)]",
-    "a thread of a pool that waits for a call": """
-from concurrent.futures import ThreadPoolExecutor
-pool = ThreadPoolExecutor()
-waiting = pool.submit(executor.submit(executor_functions.hold_lock).result)
-""",
-    "a thread that is waited for": """
-import concurrent.futures, threading
-future = executor.submit(executor_functions.hold_lock)
-threading.Thread(target=concurrent.futures.wait, args=[[future]]).start()
-""",
-    "a child that is being made": """
-import os, signal, threading
-os.kill(executor._client.zygote_pid, signal.SIGSTOP)
-futures = [executor.submit(executor_functions.hang, "other") for _ in range(2)]
-executor = pyspawner.SandboxExecutor(sandbox_config=sandbox)
-executor.submit(executor_functions.hold_lock)
-""",
-    "a shutdown without waiting": """
-executor.submit(executor_functions.hold_lock)
-executor.shutdown(wait=False)
-""",
-}
-
-
-@pytest.mark.parametrize("how", EXITS)
-@pytest.mark.parametrize("end", ["", "sys.exit(7)", "1 / 0", "import os; os.kill(os.getpid(), 2)"])
-def test_the_interpreters_end_is_the_end_of_all_calls(how, end, outbox, tmp_path):
-    source = f"""
-import executor_functions, pathlib, time
-sandbox = pyspawner.SandboxConfig(mounts=(pyspawner.Bind({str(outbox)!r}, "/out", writable=True),))
-if __name__ == "__main__":
-    executor = pyspawner.SandboxExecutor(sandbox_config=sandbox, max_workers=2)
-    exec({EXITS[how]!r})
-    while not pathlib.Path({str(outbox)!r}, "locked").exists():
-        time.sleep(0.001)
-    print("reached")
-    {end}
-"""
-    ended = run_script(source, tmp_path)
-    assert ended.stdout == "reached\n", ended
-    assert "Exception" not in ended.stderr, ended
-    with open(outbox / "lock") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def test_a_fork_of_the_caller_can_neither_use_it_nor_end_it(executor, outbox):
-    future = executor.submit(functions.meet, "name")
-    until((outbox / "name").exists)
-    pid = os.fork()
-    if pid == 0:
-        with contextlib.suppress(BaseException), executor:
-            try:
-                executor.submit(functions.double, 1)
-            except RuntimeError as error:
-                SandboxExecutor._abandon_all()
-                os._exit(0 if "another process" in str(error) else 1)
-        os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    (outbox / "go").touch()
-    assert future.result() == "name"
-
-
 # What goes wrong. -----------------------------------------------------------------------------------------
 
 
@@ -758,29 +394,3 @@ def test_under_asyncio(executor, outbox):
         assert await asyncio.gather(*futures) == [2 * n for n in range(8)]
 
     asyncio.run(main())
-
-
-@pytest.mark.parametrize("how", ["run_in_executor", "wrap_future", "timeout"])
-def test_a_task_that_is_cancelled_kills_its_child(executor, outbox, how):
-    async def call() -> None:
-        if how == "wrap_future":
-            await asyncio.wrap_future(executor.submit(functions.hold_lock))
-        else:
-            await asyncio.get_running_loop().run_in_executor(executor, functions.hold_lock)
-
-    async def main() -> None:
-        task = asyncio.create_task(call())
-        while not (outbox / "locked").exists():
-            await asyncio.sleep(0.001)
-        if how == "timeout":
-            with pytest.raises(asyncio.TimeoutError):
-                await asyncio.wait_for(task, 0.01)
-        else:
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-
-    asyncio.run(main())
-    until(lambda: not workers())
-    with open(outbox / "lock") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
