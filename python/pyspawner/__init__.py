@@ -18,12 +18,16 @@ from pyspawner._client import Client
 from pyspawner._config import NetworkConfig, SandboxConfig
 from pyspawner._errors import (
     ChildFailed,
+    ChildTimeoutError,
     InsecureSandboxWarning,
     NetlinkError,
+    RemoteError,
+    ResultError,
     SandboxError,
     ZygoteDiedError,
     ZygoteStartError,
 )
+from pyspawner._executor import SandboxExecutor, SandboxFuture
 from pyspawner._limits import Limits
 from pyspawner._mounts import Bind, Dev, Mount, Overlay, Proc, Tmpfs
 from pyspawner._native import __version__
@@ -35,6 +39,7 @@ __all__ = [
     "Cause",
     "ChildFailed",
     "ChildProcess",
+    "ChildTimeoutError",
     "Client",
     "Completed",
     "Dev",
@@ -45,8 +50,12 @@ __all__ = [
     "NetworkConfig",
     "Overlay",
     "Proc",
+    "RemoteError",
+    "ResultError",
     "SandboxConfig",
     "SandboxError",
+    "SandboxExecutor",
+    "SandboxFuture",
     "Tmpfs",
     "Usage",
     "ZygoteDiedError",

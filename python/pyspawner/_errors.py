@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import sys
+from concurrent import futures
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -88,6 +90,63 @@ class ChildFailed(Exception):  # noqa: N818 (as subprocess's TimeoutExpired)
             else ", and wrote nothing on standard error"
         )
         return f"the child {how} ({completed.cause.value}){said}"
+
+
+if sys.version_info >= (3, 11):
+    _AnyTimeoutError = TimeoutError
+else:
+
+    class _AnyTimeoutError(futures.TimeoutError, TimeoutError):
+        """Where these are two, whoever waits for either gets it."""
+
+
+class ChildTimeoutError(ChildFailed, _AnyTimeoutError):
+    """A call of a :class:`SandboxExecutor` has used up its ``timeout``, and its child was killed. It is a ``TimeoutError``."""
+
+
+class RemoteError(Exception):
+    """A function that a :class:`SandboxExecutor` ran has raised an exception. This is what the child told of it: text, and nothing else.
+
+    None of it can be relied on: a hostile child says what it likes.
+    """
+
+    type_name: str
+    """The name of the exception's class, with its module if that is not ``builtins``; at most 200 characters."""
+
+    message: str
+    """The beginning of ``str()`` of the exception; at most 5,000 characters."""
+
+    traceback: str
+    """The end of its traceback in the child, as Python prints it; at most 20,000 characters."""
+
+    completed: Completed
+    """What became of the child; what the function has printed is in its ``stderr``."""
+
+    def __init__(self, type_name: str, message: str, traceback: str, completed: Completed) -> None:
+        super().__init__(type_name, message, traceback, completed)
+        self.type_name = type_name
+        self.message = message
+        self.traceback = traceback
+        self.completed = completed
+
+    def __str__(self) -> str:
+        said = f"{self.type_name}: {self.message}"
+        lines = self.traceback.strip()
+        return said if lines == said else f"{said}\n\nIn the child:\n{lines}"
+
+
+class ResultError(Exception):
+    """A child of a :class:`SandboxExecutor` has ended well, and what it sent is no result: none, too long, malformed, or more than one."""
+
+    completed: Completed
+    """What became of the child; what the function has printed is in its ``stderr``."""
+
+    def __init__(self, message: str, completed: Completed) -> None:
+        super().__init__(message, completed)
+        self.completed = completed
+
+    def __str__(self) -> str:
+        return self.args[0]
 
 
 class InsecureSandboxWarning(UserWarning):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import concurrent.futures
 import dataclasses
 import inspect
 import os
@@ -23,6 +24,7 @@ def test_the_public_names_are_these():
         "Cause",
         "ChildFailed",
         "ChildProcess",
+        "ChildTimeoutError",
         "Client",
         "Completed",
         "Dev",
@@ -33,8 +35,12 @@ def test_the_public_names_are_these():
         "NetworkConfig",
         "Overlay",
         "Proc",
+        "RemoteError",
+        "ResultError",
         "SandboxConfig",
         "SandboxError",
+        "SandboxExecutor",
+        "SandboxFuture",
         "Tmpfs",
         "Usage",
         "ZygoteDiedError",
@@ -143,11 +149,45 @@ def test_the_shape_of_open_beneath():
     ]
 
 
+def test_the_shape_of_the_executor():
+    def shape(function) -> list[tuple[str, object, object]]:
+        parameters = list(inspect.signature(function).parameters.values())
+        return [(p.name, p.kind, p.default) for p in parameters if p.name != "self"]
+
+    parameter = inspect.Parameter
+    assert issubclass(pyspawner.SandboxExecutor, concurrent.futures.Executor)
+    assert issubclass(pyspawner.SandboxFuture, concurrent.futures.Future)
+    assert shape(pyspawner.SandboxExecutor) == [
+        (name, parameter.KEYWORD_ONLY, default)
+        for name, default in {
+            "sandbox_config": pyspawner.SandboxConfig(),
+            "max_workers": None,
+            "timeout": None,
+            "max_result_bytes": MIB,
+            "max_output": MIB,
+            "trust_arrow": False,
+            "environment": {},
+            "preload_imports": [],
+            "executable": sys.executable,
+        }.items()
+    ]
+    assert shape(pyspawner.SandboxExecutor.submit) == [
+        ("function", parameter.POSITIONAL_ONLY, parameter.empty),
+        ("args", parameter.VAR_POSITIONAL, parameter.empty),
+        ("timeout", parameter.KEYWORD_ONLY, None),
+        ("kwargs", parameter.VAR_KEYWORD, parameter.empty),
+    ]
+    assert shape(pyspawner.SandboxExecutor.shutdown) == shape(concurrent.futures.Executor.shutdown)
+
+
 def test_errors_are_os_errors_and_can_be_told_apart():
     assert issubclass(pyspawner.SandboxError, OSError)
     assert issubclass(pyspawner.NetlinkError, pyspawner.SandboxError)
     assert issubclass(pyspawner.ZygoteDiedError, OSError)
     assert not issubclass(pyspawner.ZygoteDiedError, pyspawner.SandboxError)
+    assert issubclass(pyspawner.ChildTimeoutError, pyspawner.ChildFailed)
+    assert issubclass(pyspawner.ChildTimeoutError, TimeoutError)
+    assert issubclass(pyspawner.ChildTimeoutError, concurrent.futures.TimeoutError)
     assert issubclass(pyspawner.InsecureSandboxWarning, UserWarning)
 
 
