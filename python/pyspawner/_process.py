@@ -258,14 +258,7 @@ class ChildProcess:
         Those two of wrong arguments change nothing. After any other exception, ``KeyboardInterrupt`` for one, the child is killed and
         reaped, and its pipes are closed.
         """
-        if isinstance(input, str):
-            raise TypeError("input must be bytes, not a string: encode it")
-        # Arithmetic, because float() would take a string.
-        seconds = None if timeout is None else max(timeout + 0.0, 0.0)
-        max_output = operator.index(max_output)
-        if max_output < 0:
-            raise ValueError(f"max_output must not be negative: {max_output}")
-        given = b"" if input is None else memoryview(input).tobytes()
+        given, seconds, max_output = checked_conversation(input, timeout, max_output)
         outcome = self._outcome
         if outcome.owner == threading.get_ident():
             raise RuntimeError("communicate() was called by a signal handler that has interrupted it")
@@ -378,6 +371,23 @@ def _usage(ended: _native.Ended) -> Usage:
         peak_processes=ended.peak_processes,
         refused_processes=ended.refused_processes,
     )
+
+
+def checked_conversation(
+    input: bytes | bytearray | memoryview | None,  # noqa: A002 (as communicate has it)
+    timeout: float | None,
+    max_output: int,
+) -> tuple[bytes, float | None, int]:
+    """Return the arguments of ``communicate`` in one form each, or raise what it promises for wrong ones."""
+    if isinstance(input, str):
+        raise TypeError("input must be bytes, not a string: encode it")
+    # Arithmetic, because float() would take a string.
+    seconds = None if timeout is None else max(timeout + 0.0, 0.0)
+    max_output = operator.index(max_output)
+    if max_output < 0:
+        raise ValueError(f"max_output must not be negative: {max_output}")
+    given = b"" if input is None else memoryview(input).tobytes()
+    return given, seconds, max_output
 
 
 def _take_unsent(stdin: BinaryIO) -> bytes:

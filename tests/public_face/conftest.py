@@ -1,10 +1,11 @@
-"""An executor, and a place where its children leave files."""
+"""An executor, and a place where its children leave files; patience for ``pyspawner.aio``."""
 
 from __future__ import annotations
 
 import pytest
 
 import pyspawner
+from pyspawner import _aio_client
 from support import visible_directory
 
 
@@ -35,3 +36,9 @@ def executor(sandbox):
         sandbox_config=sandbox, max_workers=3, preload_imports=imports
     ) as executor:
         yield executor
+
+
+@pytest.fixture
+def patient(monkeypatch):
+    """On a busy machine, what a thread does may take longer than anybody should wait."""
+    monkeypatch.setattr(_aio_client, "_PATIENCE", 60)

@@ -167,7 +167,7 @@ def test_an_exception_of_any_kind_is_one_of_the_function(executor, source, type_
     [
         ("os._exit(3)", 3, Cause.EXITED),
         ("__import__('ctypes').string_at(0)", -signal.SIGSEGV, Cause.SIGNALED),
-        ("os.setuid(0)", -signal.SIGSYS, Cause.SIGNALED),
+        ("os.setuid(0)", -signal.SIGSYS, Cause.BLOCKED_SYSCALL),
     ],
 )
 def test_a_child_that_dies(executor, source, returncode, cause):

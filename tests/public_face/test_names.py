@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import pyspawner
-from pyspawner import _native, _platform
+from pyspawner import _native, _platform, aio
 
 
 def test_the_public_names_are_these():
@@ -49,7 +49,51 @@ def test_the_public_names_are_these():
         "open_beneath",
     ]
     visible = {name for name in vars(pyspawner) if not name.startswith("_")}
-    assert visible - {"events"} == {name for name in pyspawner.__all__ if not name.startswith("_")}
+    # Modules of their own; the first is there when somebody has imported it.
+    assert visible - {"aio", "events"} == {name for name in pyspawner.__all__ if not name.startswith("_")}
+
+
+def test_the_public_names_for_asyncio_are_these():
+    assert sorted(aio.__all__) == ["ChildProcess", "Client"]
+    assert {name for name in vars(aio) if not name.startswith("_")} == {*aio.__all__}
+    assert {name for name in vars(aio.Client) if not name.startswith("_")} == {
+        "close",
+        "spawn_child",
+        "start",
+        "zygote_pid",
+    }
+    assert {
+        name for name in {*vars(aio.ChildProcess), *aio.ChildProcess.__annotations__} if name[0] != "_"
+    } == {
+        "communicate",
+        "kill",
+        "layers",
+        "pid",
+        "returncode",
+        "send_signal",
+        "stderr",
+        "stdin",
+        "stdout",
+        "terminate",
+        "wait",
+    }
+
+
+@pytest.mark.parametrize(
+    ("of", "name"),
+    [
+        ("Client", "__init__"),
+        ("Client", "spawn_child"),
+        ("Client", "close"),
+        ("ChildProcess", "communicate"),
+        ("ChildProcess", "kill"),
+        ("ChildProcess", "send_signal"),
+        ("ChildProcess", "terminate"),
+    ],
+)
+def test_for_asyncio_the_parameters_are_the_same(of, name):
+    for_asyncio, itself = (inspect.signature(getattr(getattr(face, of), name)) for face in (aio, pyspawner))
+    assert for_asyncio.parameters == itself.parameters
 
 
 def test_signatures_are_those_of_1_0():
@@ -230,9 +274,10 @@ def test_the_stub_describes_the_native_module():
                 assert stubbed == [p for p in signature.parameters if p != "self"], f"{name}.{item.name}"
 
 
-def test_every_public_name_has_a_docstring():
-    for name in pyspawner.__all__:
-        thing = getattr(pyspawner, name)
+@pytest.mark.parametrize("module", [pyspawner, aio])
+def test_every_public_name_has_a_docstring(module):
+    for name in module.__all__:
+        thing = getattr(module, name)
         if inspect.isclass(thing):
             assert inspect.getdoc(thing), name
             for member, value in vars(thing).items():
