@@ -24,7 +24,7 @@ test-python: build
 test-vm: build ## In a virtual machine: what needs a cgroup v2 of its own. No rights are needed once the packages are there.
 	tools/apt-install e2fsprogs qemu-system-x86
 	$(BIN)/python -m pytest --quiet --forbid-skips tests/vm
-	$(BIN)/python tests/vm/run.py $(or $(PYTEST_OPTIONS),tests/cgroup)
+	$(BIN)/python tests/vm/run.py --deadline 1500 $(or $(PYTEST_OPTIONS),tests/cgroup)
 
 lint: build ## Formatting, lints, types, and Rust's documentation, with no warning.
 	cargo fmt --check

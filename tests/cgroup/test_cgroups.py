@@ -140,10 +140,10 @@ print(communicate(child, b"in a service").text)
 
 def test_a_caller_in_a_service_has_children_with_every_layer():
     with cgroups.delegated() as service:
-        place, *layers, output = cgroups.run_in(service.main, SPAWN).split(maxsplit=11)
+        place, *layers, output = cgroups.run_in(service.main, SPAWN).split(maxsplit=13)
     assert place == "0::/service/main"
     assert layers == [
-        *("namespaces", "id_map", "network", "mounts", "session", "drop_capabilities"),
-        *("setuid", "no_new_privs", "landlock", "seccomp"),
+        *("namespaces", "cgroup", "id_map", "network", "mounts", "session", "drop_capabilities"),
+        *("setuid", "no_new_privs", "landlock", "rlimits", "seccomp"),
     ]
     assert output == "in a service\n\n"

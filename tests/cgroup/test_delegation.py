@@ -99,8 +99,8 @@ def test_without_the_controller_cpu_there_are_limits_but_no_pace():
 
 
 def test_a_container_with_a_read_only_tree_is_told_so():
-    with cgroups.delegated() as service:
-        layer, _, required = look_from(service.main, service.main.as_container())
+    with cgroups.undelegated() as container:
+        layer, _, required = look_from(container, container.as_container())
         assert layer.startswith("none (the tree of cgroups is read-only here): ")
         assert required.startswith("cgroup 30 /sys/fs/cgroup is mounted read-only here. systemd: ")
 

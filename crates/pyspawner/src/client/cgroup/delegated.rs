@@ -116,7 +116,7 @@ fn find_base() -> rustix::io::Result<PathBuf> {
     let candidates = [Some(own.as_path()), above];
     let mut problem = Errno::ACCESS;
     for candidate in candidates.into_iter().flatten() {
-        match can_divide(candidate, &top) {
+        match can_divide(candidate, &top, candidate == own) {
             Ok(()) => return Ok(candidate.to_owned()),
             // What keeps the caller from its own says more than what keeps it from its neighbours.
             Err(errno) if problem == Errno::ACCESS => problem = errno,
@@ -142,13 +142,15 @@ fn locate(mountinfo: &str, cgroup: &str) -> Option<(PathBuf, PathBuf)> {
 }
 
 /// Whether `path` is the caller's to divide, and does hand out what is needed, now at the latest.
-fn can_divide(path: &Path, top: &Path) -> rustix::io::Result<()> {
+fn can_divide(path: &Path, top: &Path, is_own: bool) -> rustix::io::Result<()> {
     let is_root_of_all = !path.join("cgroup.type").exists();
+    // Who manages a tree is not in its root.
+    let is_unmanaged = is_root_of_all && is_own;
     // In a container, or wherever the tree is mounted in part, all of it is the caller's.
     let is_part = path == top && !is_root_of_all;
     let owner = fs::metadata(path).map_err(|error| errno(&error))?.uid();
     let is_given = !geteuid().is_root() && owner == geteuid().as_raw();
-    if !(is_root_of_all || is_part || is_given || is_marked(path)) {
+    if !(is_unmanaged || is_part || is_given || is_marked(path)) {
         return Err(Errno::ACCESS);
     }
     let directory = openat(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
