@@ -318,6 +318,18 @@ def test_a_zygote_that_dies_leaves_running_calls_alone(sandbox, outbox):
         assert running.result() == "name"
 
 
+def test_where_somebody_else_reaps_the_child(executor):
+    """The kernel does, where SIGCHLD is ignored. The error holds no descriptor of the child."""
+    previous = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        with nothing_left():
+            error = executor.submit(functions.double, 1).exception()
+            until(lambda: not workers())
+    finally:
+        signal.signal(signal.SIGCHLD, previous)
+    assert isinstance(error, ChildProcessError)
+
+
 def test_where_the_system_has_no_more_threads(executor, outbox, monkeypatch):
     def refuse(_: object) -> None:
         raise RuntimeError("can't start new thread")

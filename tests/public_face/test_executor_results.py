@@ -157,6 +157,14 @@ def test_a_result_has_max_result_bytes_at_most(executor, kind, overhead):
             executor.submit(functions.evaluate, f"{kind} * {size}").result()
 
 
+def test_something_behind_the_longest_result_is_seen():
+    """Also where that is longer than any exception."""
+    with SandboxExecutor(max_result_bytes=5 * LIMIT, max_output=0) as executor:
+        assert executor.submit(functions.send, frame(b"B", bytes(5 * LIMIT))).result() == bytes(5 * LIMIT)
+        with pytest.raises(ResultError, match="something behind it"):
+            executor.submit(functions.send, frame(b"B", bytes(5 * LIMIT)) + b"x").result()
+
+
 def test_no_result_may_have_any_byte():
     with SandboxExecutor(max_result_bytes=0) as executor:
         assert executor.submit(functions.evaluate, "b''").result() == b""

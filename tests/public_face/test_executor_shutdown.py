@@ -6,7 +6,9 @@ import concurrent.futures
 import contextlib
 import fcntl
 import os
+import signal
 import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -182,18 +184,36 @@ atexit.register(executor.shutdown)
     )
 
 
-def test_a_fork_of_the_caller_can_neither_use_it_nor_end_it(executor, outbox):
-    future = executor.submit(functions.meet, "name")
-    until((outbox / "name").exists)
+def in_a_fork(work: Callable[[], object]) -> None:
+    """Do it in a fork of this process. An error or a hang fails."""
     pid = os.fork()
     if pid == 0:
-        with contextlib.suppress(BaseException), executor:
-            try:
-                executor.submit(functions.double, 1)
-            except RuntimeError as error:
-                SandboxExecutor._abandon_all()
-                os._exit(0 if "another process" in str(error) else 1)
+        with contextlib.suppress(BaseException):
+            signal.alarm(60)
+            work()
+            os._exit(0)
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_a_fork_of_the_caller_cannot_use_it(executor):
+    def submit() -> None:
+        with pytest.raises(RuntimeError, match="another process"):
+            executor.submit(functions.double, 1)
+
+    in_a_fork(submit)
+
+
+@pytest.mark.parametrize("end", ["shutdown", "_abandon_all"])
+def test_a_fork_of_the_caller_cannot_end_it(executor, outbox, end):
+    future = executor.submit(functions.meet, "name")
+    until((outbox / "name").exists)
+    in_a_fork(getattr(executor, end))
     (outbox / "go").touch()
     assert future.result() == "name"
+    until(lambda: not workers())
+    in_a_fork(getattr(executor, end))
+    # As another thread may hold it at that moment.
+    with executor._lock:
+        in_a_fork(getattr(executor, end))
+    assert executor.submit(functions.double, 1).result() == 2

@@ -6,7 +6,7 @@ import os
 import struct
 import subprocess
 import sys
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 import polars as pl
@@ -102,41 +102,100 @@ def patched(table: Any, old: bytes, new: bytes) -> bytes:
 
 TWO = pa.table({"a": pa.array([1, 2], "int64"), "b": pa.array([3, 4], "int64")})
 TEXTS = pa.table({"a": ["abc", "defg"]})
+SCHEMA = pa.ipc.read_message(stream(TWO)).serialize().to_pybytes()
+NOTHING_BUT_ROWS = pa.RecordBatch.from_struct_array(pa.array([{}] * 0x123456, pa.struct([])))
 BAD_TABLES = {
-    "nothing": b"",
-    "no stream": b"x" * 1000,
-    "a cut one": stream(TABLES["plain"])[:-100],
-    "compression": stream(TABLES["plain"], compression="zstd"),
-    "another compression": stream(TABLES["plain"], compression="lz4"),
-    "metadata of a message": with_metadata_of_its_own(),
-    "a dictionary": stream(pa.table({"a": pa.array(["x"]).dictionary_encode()})),
-    "views": stream(pa.table({"a": pa.array(["x"], pa.string_view())})),
-    "views of lists": stream(pa.table({"a": pa.array([[1]], pa.list_view(pa.int8()))})),
-    "runs": stream(
-        pa.table({"a": pa.RunEndEncodedArray.from_arrays(pa.array([2**31 - 1], "int32"), pa.array([1]))})
+    "nothing": (b"", "schema"),
+    "no stream": (b"x" * 1000, "metadata bytes"),
+    "a cut one": (stream(TABLES["plain"])[:-100], "body"),
+    "a second schema": (SCHEMA * 2, "message 1 is a schema"),
+    "a batch and no schema": (stream(TWO)[len(SCHEMA) :], "message 0 is a record batch"),
+    "compression": (stream(TABLES["plain"], compression="zstd"), "compressed"),
+    "another compression": (stream(TABLES["plain"], compression="lz4"), "compressed"),
+    "metadata of a message": (with_metadata_of_its_own(), "metadata of its own"),
+    "a dictionary": (
+        stream(pa.table({"a": pa.array(["x"]).dictionary_encode()})),
+        "message 1 is a dictionary",
     ),
-    "a union": stream(pa.table({"a": pa.UnionArray.from_sparse(pa.array([0], "int8"), [pa.array([1])])})),
-    "an extension type": stream(pa.table({"a": pa.array([b"0" * 16], pa.uuid())})),
-    "more rows than bytes": stream(pa.table({"a": pa.nulls(10_000_000)})),
-    "columns that share bytes": patched(
-        TWO, struct.pack("<4q", 16, 0, 16, 16), struct.pack("<4q", 16, 0, 0, 32)
+    "views": (stream(pa.table({"a": pa.array(["x"], pa.string_view())})), "string_view"),
+    "views of lists": (stream(pa.table({"a": pa.array([[1]], pa.list_view(pa.int8()))})), "list_view"),
+    "runs": (
+        stream(pa.table({"a": pa.RunEndEncodedArray.from_arrays(pa.array([1000], "int32"), pa.array([1]))})),
+        "run_end_encoded",
     ),
-    "a negative length": patched(TWO, struct.pack("<4q", 16, 0, 16, 16), struct.pack("<4q", 16, 0, 16, -16)),
-    "offsets that lead out of it": patched(
-        TEXTS, struct.pack("<3i", 0, 3, 7), struct.pack("<3i", 0, 3, 2**31 - 1)
+    "a union": (
+        stream(pa.table({"a": pa.UnionArray.from_sparse(pa.array([0], "int8"), [pa.array([1])])})),
+        "union",
     ),
-    "offsets that go back": patched(TEXTS, struct.pack("<3i", 0, 3, 7), struct.pack("<3i", 0, 7, 3)),
-    "text that is no UTF-8": patched(TEXTS, b"abcdefg", b"\xff\xfe\xfd\xfc\xfb\xfa\xf9"),
-    "a name that is no UTF-8": patched(pa.table({"name": [1]}), b"name", b"\xff\xfe\xfd\xfc"),
+    "an extension type": (stream(pa.table({"a": pa.array([b"0" * 16], pa.uuid())})), "extension type"),
+    "more rows than bytes": (stream(pa.table({"a": pa.nulls(10_000_000)})), "more rows"),
+    "rows and no column": (
+        patched(pa.table(NOTHING_BUT_ROWS), struct.pack("<q", 0x123456), struct.pack("<q", 2**60)),
+        "more rows",
+    ),
+    "columns that share bytes": (
+        patched(TWO, struct.pack("<4q", 16, 0, 16, 16), struct.pack("<4q", 16, 0, 0, 32)),
+        "share bytes",
+    ),
+    "a negative length": (
+        patched(TWO, struct.pack("<4q", 16, 0, 16, 16), struct.pack("<4q", 16, 0, 16, -16)),
+        "negative",
+    ),
+    "offsets that lead out of it": (
+        patched(TEXTS, struct.pack("<3i", 0, 3, 7), struct.pack("<3i", 0, 3, 2**31 - 1)),
+        "offset",
+    ),
+    "offsets that go back": (
+        patched(TEXTS, struct.pack("<3i", 0, 3, 7), struct.pack("<3i", 0, 7, 3)),
+        "offset",
+    ),
+    "text that is no UTF-8": (patched(TEXTS, b"abcdefg", b"\xff\xfe\xfd\xfc\xfb\xfa\xf9"), "UTF8"),
+    "a name inside that is no UTF-8": (
+        patched(pa.table({"a": [[{"name": 1}]]}), b"name", b"\xff\xfe\xfd\xfc"),
+        "codec",
+    ),
+    "a name that is no UTF-8": (patched(pa.table({"name": [1]}), b"name", b"\xff\xfe\xfd\xfc"), "codec"),
 }
 
 
 @pytest.mark.parametrize("how", BAD_TABLES)
 def test_a_table_that_no_honest_child_sends_is_a_result_error(executor, how):
-    error = executor.submit(functions.send, frame(b"A", BAD_TABLES[how])).exception()
+    sent, said = BAD_TABLES[how]
+    error = executor.submit(functions.send, frame(b"A", sent)).exception()
     assert type(error) is ResultError
     assert str(error).startswith("the child ended well, but its table is malformed: ")
+    assert said in str(error)
     assert len(str(error)) < 600
+
+
+class Loud(pa.ExtensionType):
+    """Says when it is made from what somebody has sent."""
+
+    made: ClassVar[list[bytes]] = []
+
+    def __init__(self) -> None:
+        super().__init__(pa.int64(), "loud")
+
+    def __arrow_ext_serialize__(self) -> bytes:
+        return b"sent"
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, _: object, sent: bytes) -> Loud:
+        cls.made.append(sent)
+        return cls()
+
+
+def test_an_extension_types_own_code_does_not_run(executor):
+    sent = stream(pa.table({"a": pa.ExtensionArray.from_storage(Loud(), pa.array([1]))}))
+    pa.register_extension_type(Loud())
+    try:
+        with pytest.raises(ResultError, match="extension type"):
+            executor.submit(functions.send, frame(b"A", sent)).result()
+        assert Loud.made == []
+        pa.ipc.open_stream(sent).read_all()
+        assert Loud.made == [b"sent"], "the control"
+    finally:
+        pa.unregister_extension_type("loud")
 
 
 def test_the_control_for_those_is_a_table_that_is_one(executor):
