@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pyspawner._aio_pipes import PipeReader, PipeWriter
 from pyspawner._aio_waiting import insist
-from pyspawner._process import MIB, Cause, Completed, checked_conversation
+from pyspawner._process import MIB, Completed, checked_conversation, time_out
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
@@ -57,7 +57,6 @@ class ChildProcess:
         self._writer = PipeWriter(child.stdin, loop)
         self._readers = PipeReader(child.stdout, loop), PipeReader(child.stderr, loop)
         self._outputs: tuple[_Output, _Output] | None = None
-        self._timed_out = False
         self._completed: Completed | None = None
         self._guard = self._end_with_the_loop()
         self._is_ended_by_the_loop = False
@@ -181,7 +180,7 @@ class ChildProcess:
         patience = timeout if timeout is not None and timeout <= threading.TIMEOUT_MAX else None
         await asyncio.wait([self._ended], timeout=patience)
         if not self._ended.done():
-            self._timed_out = True
+            time_out(self._child)
             self._kill()
             await asyncio.wait([self._ended])
 
@@ -193,12 +192,8 @@ class ChildProcess:
 
     def _complete(self, stdout: _Output, stderr: _Output) -> Completed:
         # Its pipes are closed: this is about its end alone.
-        completed = self._child.communicate()
-        # It may have ended by itself at the last moment.
-        timed_out = self._timed_out and completed.cause is Cause.KILLED
         return dataclasses.replace(
-            completed,
-            cause=Cause.TIMED_OUT if timed_out else completed.cause,
+            self._child.communicate(),
             stdout=stdout.take(),
             stderr=stderr.take(),
             stdout_dropped=stdout.dropped,

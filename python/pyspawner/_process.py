@@ -277,7 +277,7 @@ class ChildProcess:
         finally:
             outcome.owner = None
             outcome.lock.release()
-        self._tell_end(completed)
+        self._tell_end()
         return completed
 
     def _await_turn(self, timeout: float | None) -> None:
@@ -324,13 +324,11 @@ class ChildProcess:
             usage=_usage(completed.ended),
         )
 
-    def _tell_end(self, completed: Completed | None = None) -> None:
+    def _tell_end(self) -> None:
         """Report the end, if it is known, once."""
         ended = self._handle.ended
         if ended is not None and self._outcome.told.acquire(blocking=False):
-            # A timeout is known to who has set it.
-            cause = Cause(ended.cause) if completed is None else completed.cause
-            self._on_end(os.waitstatus_to_exitcode(ended.status), cause, _usage(ended))
+            self._on_end(os.waitstatus_to_exitcode(ended.status), Cause(ended.cause), _usage(ended))
 
     def _end(self) -> None:
         """Kill, reap and close, whatever has been done of it already."""
@@ -373,6 +371,17 @@ def _usage(ended: _native.Ended) -> Usage:
     )
 
 
+def time_out(child: ChildProcess) -> None:
+    """Let it be a timeout if the caller kills the child from now on."""
+    child._handle.time_out()  # pyright: ignore[reportPrivateUsage] (this module's)
+
+
+def to_seconds(timeout: float | None) -> float | None:
+    """Return a timeout as a number that is not negative."""
+    # Arithmetic, because float() would take a string.
+    return None if timeout is None else max(timeout + 0.0, 0.0)
+
+
 def checked_conversation(
     input: bytes | bytearray | memoryview | None,  # noqa: A002 (as communicate has it)
     timeout: float | None,
@@ -381,8 +390,7 @@ def checked_conversation(
     """Return the arguments of ``communicate`` in one form each, or raise what it promises for wrong ones."""
     if isinstance(input, str):
         raise TypeError("input must be bytes, not a string: encode it")
-    # Arithmetic, because float() would take a string.
-    seconds = None if timeout is None else max(timeout + 0.0, 0.0)
+    seconds = to_seconds(timeout)
     max_output = operator.index(max_output)
     if max_output < 0:
         raise ValueError(f"max_output must not be negative: {max_output}")

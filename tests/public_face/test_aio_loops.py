@@ -17,7 +17,7 @@ import pytest
 
 import pyspawner
 from aio_support import ECHO, HANG, LOOPS, held, in_every_loop, run_main, spawn, turns
-from pyspawner import Cause, aio
+from pyspawner import Cause, aio, events
 from support import run_caller
 
 
@@ -147,6 +147,45 @@ def test_a_zygote_that_dies_leaves_its_children(loop):
             with pytest.raises(pyspawner.ZygoteDiedError):
                 await spawn(client, "")
             assert (await child.communicate(b"here")).stdout == b"here"
+
+    run_main(loop, main)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_operators_are_told_of_each_end_once(loop):
+    ends: list[Cause] = []
+
+    def on_event(event: events.Event) -> None:
+        if isinstance(event, events.ChildEnded):
+            ends.append(event.cause)
+
+    async def main() -> None:
+        async with aio.Client(child_main="support.run_source", on_event=on_event) as client:
+            await (await spawn(client, "")).communicate()
+            child = await spawn(client, HANG)
+            assert (await child.communicate(timeout=0.1)).cause is Cause.TIMED_OUT
+            async with await spawn(client, HANG):
+                pass
+            child = await spawn(client, "1 / 0")
+            await child.wait()
+            await child.communicate()
+            # It ends with the loop.
+            await spawn(client, HANG)
+
+    run_main(loop, main)
+    assert ends == [Cause.EXITED, Cause.TIMED_OUT, Cause.KILLED, Cause.EXCEPTION, Cause.KILLED]
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_new_zygote_is_started_while_the_loop_goes_on(loop):
+    async def main() -> None:
+        async with aio.Client(child_main="support.run_source", restart=True) as client:
+            first = client.zygote_pid
+            os.kill(first, signal.SIGKILL)
+            children = await asyncio.gather(*(spawn(client, ECHO) for _ in range(5)))
+            assert client.zygote_pid != first
+            for child in children:
+                assert (await child.communicate(b"here")).stdout == b"here"
 
     run_main(loop, main)
 

@@ -9,9 +9,7 @@ use std::time::Duration;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
-use pyspawner::client::{
-    self, Cause, Conversation, Interrupt, OptionalPipes, Signal, SpawnRequest, StartOptions,
-};
+use pyspawner::client::{self, Conversation, Interrupt, OptionalPipes, Signal, SpawnRequest, StartOptions};
 use pyspawner::config::{self, NetworkConfig, SandboxConfig};
 use pyspawner::error::Error;
 
@@ -200,6 +198,10 @@ impl Child {
         self.core.send_signal(named).map_err(|error| to_python(py, error))
     }
 
+    fn time_out(&self) {
+        self.core.time_out();
+    }
+
     #[getter]
     fn pidfd(&self) -> RawFd {
         self.core.pidfd().as_raw_fd()
@@ -294,7 +296,7 @@ impl From<client::Ended> for Ended {
     fn from(ended: client::Ended) -> Self {
         Self {
             status: ended.status,
-            cause: name_of(ended.cause),
+            cause: ended.cause.name(),
             wall_seconds: ended.wall.as_secs_f64(),
             user_seconds: ended.user.as_secs_f64(),
             system_seconds: ended.system.as_secs_f64(),
@@ -302,19 +304,6 @@ impl From<client::Ended> for Ended {
             peak_processes: ended.peak_processes,
             refused_processes: ended.refused_processes,
         }
-    }
-}
-
-fn name_of(cause: Cause) -> &'static str {
-    match cause {
-        Cause::Exception => "exception",
-        Cause::Signaled => "signaled",
-        Cause::TimedOut => "timed_out",
-        Cause::Killed => "killed",
-        Cause::CpuTime => "cpu_time",
-        Cause::OutOfMemory => "out_of_memory",
-        Cause::BlockedSyscall => "blocked_syscall",
-        _ => "exited",
     }
 }
 

@@ -1,7 +1,7 @@
 //! A child, as its caller holds it.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -31,6 +31,8 @@ pub struct Child {
     started: Instant,
     /// The signals that were sent through this object, a bit each.
     signalled: AtomicU64,
+    /// If one of them ends it, that is because its time was over.
+    timed_out: AtomicBool,
     /// Who reaps the child holds the lock until this is known.
     ended: Mutex<Option<Ended>>,
 }
@@ -55,7 +57,7 @@ pub enum Cause {
     Exception,
     /// A signal, of its own or of a stranger's.
     Signaled,
-    /// Killed at the timeout of [`Child::communicate`].
+    /// Killed by the caller when its time was over.
     TimedOut,
     /// The signal was sent through its [`Child`] while it lived.
     Killed,
@@ -65,6 +67,23 @@ pub enum Cause {
     OutOfMemory,
     /// It made a system call that the filter does not let through.
     BlockedSyscall,
+}
+
+impl Cause {
+    /// The cause's name as users read it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Exited => "exited",
+            Self::Exception => "exception",
+            Self::Signaled => "signaled",
+            Self::TimedOut => "timed_out",
+            Self::Killed => "killed",
+            Self::CpuTime => "cpu_time",
+            Self::OutOfMemory => "out_of_memory",
+            Self::BlockedSyscall => "blocked_syscall",
+        }
+    }
 }
 
 /// How a child ended, and what it used: with a cgroup, all of it; else it and those descendants that were waited for.
@@ -119,6 +138,7 @@ impl Child {
             rules,
             started: Instant::now(),
             signalled: AtomicU64::new(0),
+            timed_out: AtomicBool::new(false),
             ended: Mutex::new(None),
         }
     }
@@ -167,6 +187,11 @@ impl Child {
             self.signalled.fetch_or(bit(signal.as_raw()), Ordering::SeqCst);
         }
         pidfd_send_signal(&self.pidfd, signal).map_err(Error::io("kill"))
+    }
+
+    /// Its time is over: if the caller kills it from now on, that is why.
+    pub fn time_out(&self) {
+        self.timed_out.store(true, Ordering::SeqCst);
     }
 
     /// As waitpid(2) on the child's pid: `(pid, status)`, or `(0, 0)` when `WNOHANG` finds it running.
@@ -226,7 +251,7 @@ impl Child {
         let options = options | libc::WNOHANG;
         let Some(seen) = wait_pidfd(&self.pidfd, options | libc::WNOWAIT)? else { return Ok(None) };
         // While it is a zombie, its name can be read.
-        let has_thrown = exit_code(seen.status) == Some(1) && self.last_name() == UNCAUGHT;
+        let has_thrown = exit_code(seen.status) == Some(1) && self.last_name() == UNCAUGHT.to_bytes();
         let waited = wait_pidfd(&self.pidfd, options)?;
         if let Some(waited) = waited.filter(Waited::has_ended) {
             *ended = Some(self.judge(&waited, has_thrown));
@@ -234,8 +259,11 @@ impl Child {
         Ok(waited)
     }
 
-    fn last_name(&self) -> String {
-        std::fs::read_to_string(format!("/proc/{}/comm", self.pid)).unwrap_or_default().trim_end().to_owned()
+    fn last_name(&self) -> Vec<u8> {
+        let mut name = std::fs::read(format!("/proc/{}/comm", self.pid)).unwrap_or_default();
+        // The end of the line.
+        name.pop();
+        name
     }
 
     fn judge(&self, waited: &Waited, has_thrown: bool) -> Ended {
@@ -246,6 +274,7 @@ impl Child {
         let cause = match signal {
             None if has_thrown => Cause::Exception,
             None => Cause::Exited,
+            Some(_) if by_caller && self.timed_out.load(Ordering::SeqCst) => Cause::TimedOut,
             Some(_) if by_caller => Cause::Killed,
             Some(libc::SIGKILL) if account.out_of_memory => Cause::OutOfMemory,
             Some(libc::SIGKILL) if self.rules.is_spent(user + system) => Cause::CpuTime,

@@ -8,7 +8,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::{Errno, ioctl_fionread, read, retry_on_intr, write};
 
-use super::child::{Cause, Child, Ended};
+use super::child::{Child, Ended};
 use super::{Interrupt, readable_within};
 use crate::error::Error;
 use crate::sys::kernel::without_sigpipe;
@@ -116,7 +116,6 @@ struct Talk<'a> {
     outputs: [Output; 2],
     max_output: usize,
     deadline: Option<Instant>,
-    timed_out: bool,
     ask_at: Instant,
     chunk: Vec<u8>,
 }
@@ -144,7 +143,6 @@ impl<'a> Talk<'a> {
             max_output: conversation.max_output,
             // A time that the clock cannot hold never comes.
             deadline: conversation.timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
-            timed_out: false,
             ask_at: Instant::now() + INTERRUPT_INTERVAL,
             chunk: vec![0; CHUNK],
         })
@@ -157,12 +155,8 @@ impl<'a> Talk<'a> {
                 self.feed();
             }
             if ended {
-                if let Some(mut ended) = self.child.poll()? {
+                if let Some(ended) = self.child.poll()? {
                     self.read_the_rest();
-                    // It may have ended by itself at the last moment.
-                    if self.timed_out && ended.cause == Cause::Killed {
-                        ended.cause = Cause::TimedOut;
-                    }
                     return Ok(Completed { ended, outputs: self.outputs });
                 }
                 // Whoever traces it has to let it go first.
@@ -175,7 +169,7 @@ impl<'a> Talk<'a> {
             }
             if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 self.deadline = None;
-                self.timed_out = true;
+                self.child.time_out();
                 match self.child.kill() {
                     // One that has been reaped by others is found out above.
                     Err(Error::Io { source, .. }) if source.raw_os_error() == Some(libc::ESRCH) => {}
