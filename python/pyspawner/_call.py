@@ -59,8 +59,3 @@ def _find_name(function: Callable[..., Any] | str) -> str:
             f"a child cannot import {function!r}: there is no such function at the top of {module!r}"
         )
     return f"{module}.{name}"
-
-
-def to_seconds(timeout: float | None) -> float | None:
-    # Arithmetic, because float() would take a string.
-    return None if timeout is None else max(timeout + 0.0, 0.0)

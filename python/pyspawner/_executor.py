@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import logging
 import operator
 import os
 import pickle
@@ -19,16 +18,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pyspawner import _result_format
-from pyspawner._call import Call, take_apart, to_seconds
+from pyspawner._call import Call, take_apart
 from pyspawner._client import Client
 from pyspawner._config import SandboxConfig
 from pyspawner._errors import ChildTimeoutError, RemoteError, ResultError
-from pyspawner._process import MIB, Cause, ChildProcess, Completed
+from pyspawner._process import MIB, Cause, ChildProcess, Completed, to_seconds
+from pyspawner._reporter import logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-
-_logger = logging.getLogger("pyspawner")
 
 _DEFAULT_SANDBOX = SandboxConfig()
 
@@ -319,7 +317,7 @@ class SandboxExecutor(Executor):
             try:
                 self._perform(future, run)
             except BaseException:
-                _logger.critical("a callback of a future has raised", exc_info=True)
+                logger.critical("a callback of a future has raised", exc_info=True)
             finally:
                 with self._lock:
                     self._running.discard(future)

@@ -8,6 +8,7 @@ import textwrap
 import pytest
 from cgroup_support import WITHOUT_NAMESPACES
 
+import bombs
 from pyspawner import Cause, Limits, SandboxConfig
 from support import SANDBOX, spawn
 
@@ -140,35 +141,13 @@ def test_usage_is_that_of_descendants_too_that_nobody_waits_for(client):
     assert usage.peak_processes == 2
 
 
-BOMBS = {
-    "forks": """
-        import os
-        while True:
-            try: os.fork()
-            except OSError: pass
-    """,
-    "threads": """
-        import threading
-        def burn():
-            while True: pass
-        while True:
-            try: threading.Thread(target=burn).start()
-            except RuntimeError: pass
-    """,
+# Of memory, one where the limits of each process do not look.
+BOMBS = {name: bombs.BOMBS[name] for name in ("forks", "threads", "double forks")} | {
     "memory": """
         import os, mmap
         kept = []
         while True:
             kept.append(mmap.mmap(-1, 1 << 20)); kept[-1].write(bytes(1 << 20))
-    """,
-    "double forks": """
-        import os
-        while True:
-            try:
-                if os.fork() == 0:
-                    os.setsid()
-                    os.fork()
-            except OSError: pass
     """,
 }
 

@@ -8,6 +8,7 @@ import textwrap
 
 import pytest
 
+from bombs import BOMBS
 from pyspawner import Cause, Limits, SandboxConfig, SandboxError
 from support import run, spawn
 
@@ -326,92 +327,15 @@ def test_limits_of_another_type_are_a_type_error(client):
 
 @pytest.mark.parametrize("limits", ["required", Limits(cgroup="required"), Limits(cpus=1)], ids=repr)
 def test_without_a_cgroup_v2_what_needs_one_fails_and_says_what_to_do(client, limits):
-    # This test is for hosts without one. The others are in vm_tests.
-    assert pyspawner_finds_no_cgroup(client)
+    # This test is for hosts without one. The others are in tests/cgroup.
+    with spawn(client, "") as child:
+        assert child.layers["cgroup"].startswith("none (")
     with pytest.raises(SandboxError) as caught:
         client.spawn_child(sandbox_config=SandboxConfig(limits=limits))
     assert (caught.value.layer, bool(caught.value.hint)) == ("cgroup", True)
 
 
-def pyspawner_finds_no_cgroup(client) -> bool:
-    with spawn(client, "") as child:
-        return child.layers["cgroup"].startswith("none (")
-
-
 # Bombs. ---------------------------------------------------------------------------------------------------
-
-BOMBS = {
-    "forks": """
-        import os
-        while True:
-            try: os.fork()
-            except OSError: pass
-    """,
-    "threads": """
-        import threading
-        def burn():
-            while True: pass
-        while True:
-            try: threading.Thread(target=burn).start()
-            except RuntimeError: pass
-    """,
-    "zombies": """
-        import os
-        while True:
-            try:
-                if os.fork() == 0: os._exit(0)
-            except OSError: pass
-    """,
-    "double forks": """
-        import os
-        while True:
-            try:
-                if os.fork() == 0:
-                    os.setsid()
-                    os.fork()
-            except OSError: pass
-    """,
-    "descriptors": """
-        import os
-        fds = []
-        while True:
-            try: fds.append(os.dup(0))
-            except OSError: pass
-    """,
-    "timers": """
-        import ctypes
-        c = ctypes.CDLL(None)
-        while True: c.timer_create(1, None, ctypes.byref(ctypes.c_void_p()))
-    """,
-    "pipes": """
-        import os
-        kept = []
-        while True:
-            try:
-                kept.append(os.pipe()); os.set_blocking(kept[-1][1], False)
-                os.write(kept[-1][1], bytes(65536))
-            except OSError: pass
-    """,
-    "memory": """
-        kept = []
-        while True:
-            try: kept.append(bytearray(1 << 20))
-            except MemoryError: pass
-    """,
-    "files": """
-        n = 0
-        while True:
-            try: open(f'/tmp/{n}', 'wb').write(bytes(1 << 20)); n += 1
-            except OSError: pass
-    """,
-    "signals": """
-        import os, signal
-        signal.pthread_sigmask(signal.SIG_BLOCK, [40])
-        while True:
-            try: os.kill(1, 40)
-            except OSError: pass
-    """,
-}
 
 
 @pytest.mark.parametrize("what", BOMBS)

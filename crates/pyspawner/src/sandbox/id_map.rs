@@ -8,11 +8,8 @@ use std::collections::hash_map::DefaultHasher;
 use std::fs::{self, File};
 use std::hash::{Hash, Hasher};
 use std::io;
-use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 
-use rustix::fs::{Mode, OFlags};
-use rustix::io::Errno;
 use rustix::thread::Gid;
 
 use crate::config::CHILD_ID;
@@ -20,6 +17,7 @@ use crate::error::{FailAt, Failure, Step};
 use crate::layer::Layer;
 use crate::sandbox::setuid::become_user;
 use crate::sys::kernel::process_exists;
+use crate::sys::proc_file::write_file;
 
 /// Ids in the range of one child.
 pub const RANGE: u32 = 65_536;
@@ -81,9 +79,9 @@ impl IdRanges {
     pub fn write(&self, pid: i32) -> Result<u32, Failure> {
         let first = self.first_id(pid.unsigned_abs());
         let map = format!("0 {first} {RANGE}\n");
-        self.write_file(pid, "uid_map", &map).fail_at(Layer::IdMap, Step::WriteUidMap)?;
-        self.write_file(pid, "setgroups", "deny").fail_at(Layer::IdMap, Step::DenySetgroups)?;
-        self.write_file(pid, "gid_map", &map).fail_at(Layer::IdMap, Step::WriteGidMap)?;
+        write_file(&self.proc, pid, "uid_map", &map).fail_at(Layer::IdMap, Step::WriteUidMap)?;
+        write_file(&self.proc, pid, "setgroups", "deny").fail_at(Layer::IdMap, Step::DenySetgroups)?;
+        write_file(&self.proc, pid, "gid_map", &map).fail_at(Layer::IdMap, Step::WriteGidMap)?;
         Ok(first)
     }
 
@@ -94,27 +92,8 @@ impl IdRanges {
     /// As [`Self::write`].
     pub fn write_single(&self, pid: i32) -> Result<(), Failure> {
         let map = format!("{CHILD_ID} 0 1\n");
-        self.write_file(pid, "uid_map", &map).fail_at(Layer::IdMap, Step::WriteUidMap)?;
-        self.write_file(pid, "gid_map", &map).fail_at(Layer::IdMap, Step::WriteGidMap)
-    }
-
-    /// Makes the kernel end the child `pid` before anything else of the host's when memory is short; see proc(5). As root, for good.
-    ///
-    /// # Errors
-    ///
-    /// `ESRCH` when the child is dead.
-    pub fn rank_for_oom(&self, pid: i32) -> Result<(), Failure> {
-        self.write_file(pid, "oom_score_adj", "1000").fail_at(Layer::Rlimits, Step::RankForOom)
-    }
-
-    /// Relative to `/proc` as it was opened, so that no mount over it can redirect us.
-    fn write_file(&self, pid: i32, name: &str, text: &str) -> rustix::io::Result<()> {
-        let path = format!("{pid}/{name}");
-        let file =
-            rustix::fs::openat(self.proc.as_fd(), path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
-                // A child that died meanwhile has no directory any more.
-                .map_err(|errno| if errno == Errno::NOENT { Errno::SRCH } else { errno })?;
-        rustix::io::write(&file, text.as_bytes()).map(drop)
+        write_file(&self.proc, pid, "uid_map", &map).fail_at(Layer::IdMap, Step::WriteUidMap)?;
+        write_file(&self.proc, pid, "gid_map", &map).fail_at(Layer::IdMap, Step::WriteGidMap)
     }
 }
 

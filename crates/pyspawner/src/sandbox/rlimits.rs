@@ -2,11 +2,14 @@
 //!
 //! It is all that there is where the host gives no cgroup, and then memory and CPU time are of each process and not of all together.
 
+use std::fs::File;
+
 use rustix::process::{Resource, Rlimit, getrlimit, nice, setrlimit};
 
 use crate::error::{FailAt, Failure, Step};
 use crate::layer::Layer;
 use crate::protocol::Rlimits;
+use crate::sys::proc_file::write_file;
 
 /// Sets them. A limit of the zygote that is lower stays.
 ///
@@ -39,4 +42,14 @@ fn lower(resource: Resource, wanted: u64) -> rustix::io::Result<()> {
     let had = getrlimit(resource);
     let least = [had.current, had.maximum].into_iter().flatten().fold(wanted, u64::min);
     setrlimit(resource, Rlimit { current: Some(least), maximum: Some(least) })
+}
+
+/// The parent's half: makes the kernel end the child `pid` before anything else of the host's when memory is short; see proc(5). Written by
+/// root, it is for good.
+///
+/// # Errors
+///
+/// `ESRCH` when the child is dead.
+pub(crate) fn rank_for_oom(proc: &File, pid: i32) -> Result<(), Failure> {
+    write_file(proc, pid, "oom_score_adj", "1000").fail_at(Layer::Rlimits, Step::RankForOom)
 }

@@ -137,10 +137,10 @@ pub(crate) fn cpu_time(pid: i32) -> Option<Duration> {
     Some(Duration::new(u64::try_from(time.tv_sec).ok()?, u32::try_from(time.tv_nsec).ok()?))
 }
 
-/// How many CPUs can run at once, at least 1; sysconf(3).
-pub(crate) fn online_cpus() -> u32 {
+/// How many CPUs can ever run at once, at least 1; sysconf(3).
+pub(crate) fn configured_cpus() -> u32 {
     // SAFETY: sysconf takes a number and touches no memory of ours.
-    let count = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
+    let count = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_CONF) };
     u32::try_from(count).unwrap_or(1).max(1)
 }
 

@@ -4,10 +4,12 @@
 pub(crate) mod clone;
 pub(crate) mod command;
 pub(crate) mod descriptors;
+pub(crate) mod flat_keyed;
 pub(crate) mod inside;
 pub(crate) mod kernel;
 pub(crate) mod mapping;
 pub(crate) mod mount;
+pub(crate) mod proc_file;
 pub(crate) mod sigsys;
 pub(crate) mod title;
 pub(crate) mod user_namespace;

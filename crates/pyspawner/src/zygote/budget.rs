@@ -3,9 +3,11 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use crate::sys::kernel::{cpu_time, online_cpus};
+use crate::sys::flat_keyed::number;
+use crate::sys::kernel::{configured_cpus, cpu_time};
 
 /// How often to look at most.
 const LEAST_PAUSE: Duration = Duration::from_millis(10);
@@ -36,8 +38,10 @@ impl Budget {
         Self::new(User::Process(pid), microseconds)
     }
 
+    /// Of one that has used nothing yet.
     fn new(user: User, microseconds: u64) -> Self {
-        Self { user, limit: Duration::from_micros(microseconds), look_at: Instant::now() }
+        let limit = Duration::from_micros(microseconds);
+        Self { user, limit, look_at: soonest_end(limit, Instant::now()) }
     }
 
     /// When to look at it.
@@ -46,8 +50,7 @@ impl Budget {
     }
 
     /// Whether it is used up. Looks only when it can be.
-    pub(super) fn is_spent(&mut self) -> bool {
-        let now = Instant::now();
+    pub(super) fn is_spent(&mut self, now: Instant) -> bool {
         if now < self.look_at {
             return false;
         }
@@ -57,17 +60,21 @@ impl Budget {
         };
         // One that is gone uses nothing.
         let left = used.map_or(self.limit, |used| self.limit.saturating_sub(used));
-        // It cannot be used up faster than by every CPU. Time that does not fit never comes.
-        let pause = (left / online_cpus()).max(LEAST_PAUSE);
-        self.look_at = now.checked_add(pause).unwrap_or_else(|| now + Duration::from_secs(3600));
+        self.look_at = soonest_end(left, now);
         left.is_zero()
     }
+}
+
+/// When `left` can be used up: no sooner than by every CPU. Time that does not fit never comes.
+fn soonest_end(left: Duration, now: Instant) -> Instant {
+    static CPUS: OnceLock<u32> = OnceLock::new();
+    let pause = (left / *CPUS.get_or_init(configured_cpus)).max(LEAST_PAUSE);
+    now.checked_add(pause).unwrap_or_else(|| now + Duration::from_secs(3600))
 }
 
 fn used(stat: &File) -> Option<Duration> {
     let mut text = [0; 512];
     let length = stat.read_at(&mut text, 0).ok()?;
     let text = std::str::from_utf8(&text[..length]).ok()?;
-    let microseconds = text.lines().find_map(|line| line.strip_prefix("usage_usec "))?;
-    Some(Duration::from_micros(microseconds.parse().ok()?))
+    number(text, "usage_usec").map(Duration::from_micros)
 }

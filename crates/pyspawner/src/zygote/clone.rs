@@ -171,7 +171,9 @@ impl Zygote {
         } else {
             self.plan.ranges.write(pid).map(Some)
         };
-        let ranked = prepared.and_then(|first_id| self.plan.ranges.rank_for_oom(pid).map(|()| first_id));
+        let proc = self.plan.ranges.proc();
+        let ranked =
+            prepared.and_then(|first_id| sandbox::rlimits::rank_for_oom(proc, pid).map(|()| first_id));
         let watched = ranked.and_then(|first_id| match self.watchdog.watch(pidfd.as_fd(), budget, cgroup) {
             Ok(()) => Ok(first_id),
             Err(errno) => {

@@ -1,10 +1,9 @@
 //! The watchdog: when the caller dies without closing its Client, every child it started dies too, and so does the zygote.
 //!
 //! Who runs this: a copy of the zygote from before its imports, and a child of the caller. It holds the caller's pidfd, the zygote's and
-//! every child's, and may do one thing: SIGKILL by pidfd, which for pid 1 of a pid namespace ends everything in it. It does so too when the
-//! processes of one child have used their CPU time together. It is a
-//! process of its own because the zygote may be killed first, and because `PR_SET_PDEATHSIG` would fire when a mere *thread* of
-//! the caller ends. Closing a Client ends its watchdog first: children then live on.
+//! every child's, and may do one thing: SIGKILL by pidfd, which for pid 1 of a pid namespace ends everything in it. So it also ends a child
+//! that has used its CPU time. It is a process of its own because the zygote may be killed first, and because `PR_SET_PDEATHSIG` would fire
+//! when a mere *thread* of the caller ends. Closing a Client ends its watchdog first: children then live on.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -172,8 +171,9 @@ fn watch_until_the_end(zygote_socket: &Channel, caller: &OwnedFd, zygote: OwnedF
             // A child that the zygote has cloned and not yet registered reads end of file, because the caller is gone.
             return Ok(());
         }
+        let now = Instant::now();
         for watched in watched.values_mut() {
-            if watched.budget.as_mut().is_some_and(Budget::is_spent) {
+            if watched.budget.as_mut().is_some_and(|budget| budget.is_spent(now)) {
                 watched.kill();
             }
         }

@@ -79,10 +79,7 @@ impl Delegated {
                 continue;
             }
             let delegated = Self { directory, name, owner: std::process::id(), children: AtomicU64::new(0) };
-            match enable(&delegated.directory) {
-                Err(Errno::NOENT) => return Err(Errno::AGAIN),
-                enabled => enabled?,
-            }
+            enable(&delegated.directory)?;
             return Ok(delegated);
         }
         Err(Errno::EXIST)

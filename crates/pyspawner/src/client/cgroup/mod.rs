@@ -16,6 +16,7 @@ use super::lock;
 use crate::config::Limits;
 use crate::error::{FailAt, Failure, Step};
 use crate::layer::Layer;
+use crate::sys::flat_keyed::number;
 
 pub(super) use delegated::{Delegated, Delegation};
 
@@ -210,9 +211,4 @@ fn read_file(directory: BorrowedFd<'_>, name: &str) -> rustix::io::Result<String
     let length = retry_on_intr(|| read(&file, &mut text[..]))?;
     text.truncate(length);
     String::from_utf8(text).map_err(|_| Errno::ILSEQ)
-}
-
-/// The number behind a key of a file of `key number` lines.
-fn number(text: &str, key: &str) -> Option<u64> {
-    text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.parse().ok())
 }
