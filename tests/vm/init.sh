@@ -12,7 +12,7 @@ mkdir /disk/upper /disk/work
 mount -t overlay -o lowerdir=/host,upperdir=/disk/upper,workdir=/disk/work overlay /new
 # Not every mount can lie upon an overlay.
 for directory in $empty; do
-    mkdir "/disk/$directory"
+    mkdir -p "/disk/$directory" "/new/$directory"
     mount --bind "/disk/$directory" "/new/$directory"
 done
 chmod 1777 /new/tmp

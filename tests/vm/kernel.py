@@ -21,7 +21,7 @@ DEFAULT = "linux-image-amd64"
 """Not the cloud kernel: it has no 9p, by which the machine sees the host's files."""
 
 MODULES = (
-    *("virtio_pci", "virtio_blk", "9pnet_virtio", "9p", "overlay", "veth"),
+    *("virtio_pci", "virtio_blk", "9pnet_virtio", "9p", "overlay", "bridge", "veth"),
     # ext4 asks for crc32c by another name.
     *("crc32c_generic", "ext4"),
 )
