@@ -34,7 +34,7 @@ lint: build ## Formatting, lints, types, and Rust's documentation, with no warni
 	$(BIN)/ruff format --check
 	$(BIN)/pyright --warnings
 
-bench: build ## Against pyspawner 1.0, forkserver, os.fork and bubblewrap, in one run.
+bench: build ## Against pyspawner 1.0, forkserver, os.fork, bubblewrap and sandlock, in one run.
 	tools/apt-install bubblewrap libcap2
 	$(BIN)/python benches/run.py $(BENCH_OPTIONS)
 

@@ -101,7 +101,7 @@ def markdown(results: Results, parts: Sequence[str], facts: dict[str, Any]) -> s
     lines += [
         "Times in milliseconds, of one run in which all contestants took turns. Every spawn is cold: a new",
         "clone, fork or program. `ours by its` is pyspawner's median divided by the contestant's: below 1,",
-        "pyspawner is faster. Only pyspawner and bubblewrap have a sandbox. Written by `benches/run.py`.",
+        "pyspawner is faster. pyspawner, bubblewrap and sandlock have a sandbox. Written by `benches/run.py`.",
     ]
     for workload, by_contestant in results.items():
         for figure, title in FIGURES.items():

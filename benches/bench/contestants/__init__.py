@@ -63,4 +63,5 @@ ENTRIES = (
     Entry("multiprocessing.forkserver", "forkserver"),
     Entry("os.fork", "bare_fork"),
     Entry("bubblewrap, import pandas", "bubblewrap", every=10),
+    Entry("sandlock, import pandas", "sandlock_popen", every=10),
 )
