@@ -179,8 +179,8 @@ class Client:
         self._report(ChildSpawned(handle.pid, process_name, time.monotonic() - started))
         report = self._report
 
-        def on_end(returncode: int, cause: Cause, usage: Usage) -> None:
-            report(ChildEnded(handle.pid, process_name, returncode, cause, usage))
+        def on_end(returncode: int, cause: Cause, usage: Usage, blocked_syscall: str | None) -> None:
+            report(ChildEnded(handle.pid, process_name, returncode, cause, usage, blocked_syscall))
 
         return ChildProcess(
             pid=handle.pid,

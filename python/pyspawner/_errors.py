@@ -89,7 +89,8 @@ class ChildFailed(Exception):  # noqa: N818 (as subprocess's TimeoutExpired)
             if tail
             else ", and wrote nothing on standard error"
         )
-        return f"the child {how} ({completed.cause.value}){said}"
+        blocked = f": {completed.blocked_syscall}" if completed.blocked_syscall else ""
+        return f"the child {how} ({completed.cause.value}{blocked}){said}"
 
 
 if sys.version_info >= (3, 11):

@@ -49,8 +49,8 @@ class Cause(enum.Enum):
     """It has used the ``memory_bytes`` of :class:`Limits`. Only of a child with a cgroup: others get ``MemoryError``."""
 
     BLOCKED_SYSCALL = "blocked_syscall"
-    """It has made a system call that the sandbox blocks. Its standard error names the call and where it was made. Without namespaces it is
-    ``SIGNALED``: such a child can send itself this signal."""
+    """It has made a system call that the sandbox blocks: ``blocked_syscall``. Its standard error says where that was. Without namespaces it
+    is ``SIGNALED``: such a child can send itself this signal."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,11 @@ class Completed:
     """The same of standard error."""
 
     usage: Usage
+
+    blocked_syscall: str | None = None
+    """The name of the system call, if :attr:`Cause.BLOCKED_SYSCALL` is the cause and no other program had replaced the child's (execve(2)).
+    That there was one is certain, which one is the word of a handler in the child: a hostile child can have it name another one, as it
+    could by making that one."""
 
     def check(self) -> Completed:
         """Return this object if the child ended with exit code 0.
@@ -169,7 +174,7 @@ class ChildProcess:
     """The layers of the sandbox that are on, in the order in which they were applied, each with what it does here."""
 
     _handle: _native.Child = field(repr=False)
-    _on_end: Callable[[int, Cause, Usage], None] = field(repr=False)
+    _on_end: Callable[[int, Cause, Usage, str | None], None] = field(repr=False)
     _outcome: _Outcome = field(repr=False, default_factory=_Outcome)
 
     @property
@@ -322,13 +327,15 @@ class ChildProcess:
             stdout_dropped=completed.stdout_dropped,
             stderr_dropped=completed.stderr_dropped,
             usage=_usage(completed.ended),
+            blocked_syscall=completed.ended.blocked_syscall,
         )
 
     def _tell_end(self) -> None:
         """Report the end, if it is known, once."""
         ended = self._handle.ended
         if ended is not None and self._outcome.told.acquire(blocking=False):
-            self._on_end(os.waitstatus_to_exitcode(ended.status), Cause(ended.cause), _usage(ended))
+            returncode, cause = os.waitstatus_to_exitcode(ended.status), Cause(ended.cause)
+            self._on_end(returncode, cause, _usage(ended), ended.blocked_syscall)
 
     def _end(self) -> None:
         """Kill, reap and close, whatever has been done of it already."""

@@ -89,5 +89,8 @@ class ChildEnded:
     usage: Usage
     """What it has used."""
 
+    blocked_syscall: str | None = None
+    """As in :class:`pyspawner.Completed`."""
+
 
 Event: TypeAlias = ZygoteStarted | ZygoteDied | ChildSpawned | SpawnFailed | ChildEnded

@@ -7,6 +7,7 @@ import signal
 import pytest
 
 import attacks
+import pyspawner
 from pyspawner import Cause, Limits, SandboxConfig
 from support import only, spawn
 
@@ -107,6 +108,7 @@ def test_a_blocked_call_says_what_and_where_it_was_and_ends_the_child_by_sigsys(
     completed = spawn(client, source).communicate(timeout=60)
     assert (completed.returncode, completed.cause) == (-signal.SIGSYS, Cause.BLOCKED_SYSCALL)
     said = completed.stderr.decode().splitlines()
+    assert completed.blocked_syscall == (lines[0] if lines else None)
     if lines:
         assert said[0] == f"pyspawner: blocked system call {lines[0]}"
     for line in lines[1:]:
@@ -117,6 +119,37 @@ def test_a_program_that_it_becomes_and_that_makes_a_blocked_call_is_blocked_too(
     source = "import os, sys; os.execv(sys.executable, [sys.executable, '-c', 'import ctypes; ctypes.CDLL(None).ptrace(0, 0, 0, 0)'])"
     completed = spawn(client, source).communicate(timeout=60)
     assert (completed.returncode, completed.cause) == (-signal.SIGSYS, Cause.BLOCKED_SYSCALL)
+    assert completed.blocked_syscall is None
+
+
+def test_the_name_of_a_blocked_call_comes_without_standard_error_and_without_proc(client):
+    source = "import ctypes, os; os.close(2); ctypes.CDLL(None).ptrace(0, 0, 0, 0)"
+    completed = spawn(client, source, sandbox=SandboxConfig(proc=False)).communicate(timeout=60)
+    assert (completed.cause, completed.blocked_syscall, completed.stderr) == (
+        Cause.BLOCKED_SYSCALL,
+        "ptrace",
+        b"",
+    )
+    with pytest.raises(pyspawner.ChildFailed, match=r"\(blocked_syscall: ptrace\), and wrote nothing"):
+        completed.check()
+
+
+@pytest.mark.parametrize("number", [0, 99999])
+def test_what_is_no_blocked_call_is_not_named(client, number):
+    source = f"""
+        import resource, signal
+        resource.setrlimit(10, ({number}, -1)) # RLIMIT_LOCKS
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGSYS])
+        import ctypes; ctypes.CDLL(None).ptrace(0, 0, 0, 0)
+    """
+    completed = spawn(client, source).communicate(timeout=60)
+    assert (completed.cause, completed.blocked_syscall) == (Cause.BLOCKED_SYSCALL, None)
+
+
+def test_no_other_end_has_a_blocked_call(client):
+    source = "import os, resource; resource.setrlimit(10, (101, -1)); os._exit(0)"
+    completed = spawn(client, source).communicate(timeout=60)
+    assert (completed.cause, completed.blocked_syscall) == (Cause.EXITED, None)
 
 
 def test_control_without_the_filter_the_call_goes_through(client):

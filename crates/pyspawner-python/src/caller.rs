@@ -284,6 +284,7 @@ impl Completed {
 pub(crate) struct Ended {
     status: i32,
     cause: &'static str,
+    blocked_syscall: Option<&'static str>,
     wall_seconds: f64,
     user_seconds: f64,
     system_seconds: f64,
@@ -297,6 +298,7 @@ impl From<client::Ended> for Ended {
         Self {
             status: ended.status,
             cause: ended.cause.name(),
+            blocked_syscall: ended.blocked_syscall,
             wall_seconds: ended.wall.as_secs_f64(),
             user_seconds: ended.user.as_secs_f64(),
             system_seconds: ended.system.as_secs_f64(),

@@ -10,6 +10,8 @@ use rustix::process::{Signal, pidfd_send_signal};
 
 use crate::error::Error;
 use crate::layer::Layer;
+use crate::sandbox::seccomp::table::trapped_name;
+use crate::sys::sigsys::blocked_call;
 use crate::sys::wait::{Waited, wait_pidfd};
 use crate::uncaught::UNCAUGHT;
 
@@ -93,6 +95,9 @@ pub struct Ended {
     pub status: i32,
     /// Why.
     pub cause: Cause,
+    /// Which call it was, if that is the cause: the word of the handler that every child has. A hostile child can name another one, as it
+    /// could by making that one.
+    pub blocked_syscall: Option<&'static str>,
     /// From the spawn to the moment when it was reaped.
     pub wall: Duration,
     /// CPU time in user mode.
@@ -250,11 +255,12 @@ impl Child {
     fn take(&self, ended: &mut Option<Ended>, options: i32) -> rustix::io::Result<Option<Waited>> {
         let options = options | libc::WNOHANG;
         let Some(seen) = wait_pidfd(&self.pidfd, options | libc::WNOWAIT)? else { return Ok(None) };
-        // While it is a zombie, its name can be read.
+        // While it is a zombie, its name and its limits can be read.
         let has_thrown = exit_code(seen.status) == Some(1) && self.last_name() == UNCAUGHT.to_bytes();
+        let blocked = (signal(seen.status) == Some(libc::SIGSYS)).then(|| blocked_call(self.pid)).flatten();
         let waited = wait_pidfd(&self.pidfd, options)?;
         if let Some(waited) = waited.filter(Waited::has_ended) {
-            *ended = Some(self.judge(&waited, has_thrown));
+            *ended = Some(self.judge(&waited, has_thrown, blocked));
         }
         Ok(waited)
     }
@@ -266,10 +272,10 @@ impl Child {
         name
     }
 
-    fn judge(&self, waited: &Waited, has_thrown: bool) -> Ended {
+    fn judge(&self, waited: &Waited, has_thrown: bool, blocked: Option<u32>) -> Ended {
         let account = self.cgroup.as_ref().map(|cgroup| cgroup.finish()).unwrap_or_default();
         let (user, system) = account.cpu.unwrap_or((waited.user, waited.system));
-        let signal = libc::WIFSIGNALED(waited.status).then(|| libc::WTERMSIG(waited.status));
+        let signal = signal(waited.status);
         let by_caller = signal.is_some_and(|signal| self.signalled.load(Ordering::SeqCst) & bit(signal) != 0);
         let cause = match signal {
             None if has_thrown => Cause::Exception,
@@ -284,6 +290,7 @@ impl Child {
         Ended {
             status: waited.status,
             cause,
+            blocked_syscall: blocked.filter(|_| cause == Cause::BlockedSyscall).and_then(trapped_name),
             wall: self.started.elapsed(),
             user,
             system,
@@ -303,6 +310,10 @@ impl Rules {
 
 fn exit_code(status: i32) -> Option<i32> {
     libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status))
+}
+
+fn signal(status: i32) -> Option<i32> {
+    libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status))
 }
 
 fn bit(signal: i32) -> u64 {

@@ -1,5 +1,6 @@
 //! The last words of a child whose system call was refused: one line on standard error and where in Python it was, then death by SIGSYS.
 
+use std::fs;
 use std::mem;
 use std::ptr;
 use std::sync::OnceLock;
@@ -80,12 +81,34 @@ extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, _context:
     // SAFETY: writes initialised bytes of a local. The filter traps `unshare`; were there no filter, it does nothing with no
     // flags, and the process ends below.
     unsafe {
+        tell_caller(number);
         libc::write(2, line.bytes.as_ptr().cast(), line.length);
         tell_where(signal);
         libc::syscall(libc::SYS_unshare, 0);
         libc::kill(libc::getpid(), libc::SIGKILL);
         libc::_exit(128 + libc::SIGSYS);
     }
+}
+
+/// Leaves the call's number where the caller finds it in a zombie, whichever thread this is and whatever the child's `/proc` is: in a limit
+/// without effect, and the whole process's. See "Max file locks" in getrlimit(2).
+fn tell_caller(number: libc::c_int) {
+    // SAFETY: reads and writes a local; both are plain system calls.
+    unsafe {
+        let mut limit: libc::rlimit = mem::zeroed();
+        if libc::getrlimit(libc::RLIMIT_LOCKS, &raw mut limit) == 0 {
+            limit.rlim_cur = libc::rlim_t::from(number.unsigned_abs());
+            libc::setrlimit(libc::RLIMIT_LOCKS, &raw const limit);
+        }
+    }
+}
+
+/// The number of the blocked call that has ended a process which nobody has reaped yet: its handler's word.
+pub(crate) fn blocked_call(pid: i32) -> Option<u32> {
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).ok()?;
+    limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max file locks")?.split_whitespace().next()?.parse().ok())
 }
 
 /// Calls the handler of Python's faulthandler, which is made for this.

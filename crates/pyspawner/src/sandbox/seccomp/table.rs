@@ -247,6 +247,12 @@ pub fn trapped_names() -> Vec<Call> {
     names
 }
 
+/// The name of a trapped call.
+#[must_use]
+pub fn trapped_name(number: u32) -> Option<&'static str> {
+    trapped().into_iter().find_map(|(trapped, name)| (trapped == number).then_some(name))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
