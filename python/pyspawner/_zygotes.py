@@ -50,8 +50,8 @@ class Zygotes:
                 self._tell_once(used, error)
                 raise
             result = work(self._successor(used, error))
-        # One that has worked starts a new row.
-        self._pause = 0.0
+        # One that has worked starts a new row: the next may start at once.
+        self._pause = self._not_before = 0.0
         return result
 
     def close(self) -> None:
