@@ -1,8 +1,8 @@
-//! The child's network.
+//! A veth pair whose names and addresses the caller chooses, and whose routes and firewall are the host's business.
 
 use std::net::Ipv4Addr;
 
-use super::ConfigError;
+use crate::config::ConfigError;
 
 /// Longest interface name, in bytes: `IFNAMSIZ` less its NUL.
 const INTERFACE_NAME_MAX: usize = 15;

@@ -1,0 +1,5 @@
+//! The child's network.
+
+mod veth;
+
+pub use veth::NetworkConfig;
