@@ -1,14 +1,15 @@
 //! Writes `seeds/decode`: one input for each shape of a message, as the target `decode` reads it. Run it when a message has changed.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::Path;
 
 use pyspawner::config::OPTIONAL_LAYERS;
 use pyspawner::error::{Failure, Step};
 use pyspawner::layer::Layer;
 use pyspawner::protocol::{
-    ChildNetwork, CpuBudget, Filesystem, FromZygote, Message, MountOrder, Order, Orders, Report, Rlimits,
-    Spawn, Start, ToZygote, View, Watch, encode,
+    ChildAddress, ChildNetwork, CpuBudget, FileOrder, Filesystem, FromZygote, Message, MountOrder, Order,
+    Orders, Report, Rlimits, Spawn, Start, ToZygote, View, Watch, encode,
 };
 
 fn main() {
@@ -25,6 +26,7 @@ fn main() {
         chroot: true,
         proc: true,
         tmp_bytes: 4096,
+        files: vec![FileOrder { target: c"/a".into(), content: "b".into() }],
         mounts: filesystems.map(|filesystem| MountOrder { target: c"/a".into(), filesystem }).into(),
     };
     let orders = Orders {
@@ -32,9 +34,12 @@ fn main() {
         working_dir: Some(c"/".into()),
         view: Some(view),
         network: Some(ChildNetwork {
-            interface: "veth".into(),
-            address: [10, 0, 0, 2],
-            gateway: [10, 0, 0, 1],
+            interface: Some("veth".into()),
+            addresses: vec![ChildAddress {
+                address: "10.0.0.2/30".parse().expect("a network"),
+                gateway: Ipv4Addr::new(10, 0, 0, 1).into(),
+            }],
+            ping: true,
         }),
         optional_layers: OPTIONAL_LAYERS.into(),
         landlock_abi: 7,

@@ -4,13 +4,14 @@
 use std::ffi::CString;
 use std::fmt::Debug;
 
-use libfuzzer_sys::arbitrary::{Result, Unstructured};
+use ipnet::IpNet;
+use libfuzzer_sys::arbitrary::{Error, Result, Unstructured};
 use libfuzzer_sys::fuzz_target;
 use pyspawner::error::{Failure, Step};
 use pyspawner::layer::Layer;
 use pyspawner::protocol::{
-    ChildNetwork, CpuBudget, Filesystem, FromZygote, Message, MountOrder, Order, Orders, ProtocolError,
-    Report, Rlimits, Spawn, Start, ToZygote, View, Watch,
+    ChildAddress, ChildNetwork, CpuBudget, FileOrder, Filesystem, FromZygote, Message, MountOrder, Order,
+    Orders, ProtocolError, Report, Rlimits, Spawn, Start, ToZygote, View, Watch,
 };
 use pyspawner::protocol::{decode, encode};
 
@@ -133,8 +134,15 @@ fn order(input: &mut Unstructured<'_>) -> Result<Order> {
         return Ok(Order::Run);
     }
     let network = |input: &mut Unstructured<'_>| {
-        let (interface, address, gateway) = (text(input)?, input.arbitrary()?, input.arbitrary()?);
-        Ok(ChildNetwork { interface, address, gateway })
+        let address = |input: &mut Unstructured<'_>| {
+            let address = IpNet::new(input.arbitrary()?, input.int_in_range(0..=32)?);
+            Ok(ChildAddress { address: address.map_err(|_| Error::IncorrectFormat)?, gateway: input.arbitrary()? })
+        };
+        Ok(ChildNetwork {
+            interface: optional(input, text)?,
+            addresses: list(input, address)?,
+            ping: input.arbitrary()?,
+        })
     };
     Ok(Order::Enter(Orders {
         process_name: optional(input, text)?,
@@ -164,10 +172,12 @@ fn view(input: &mut Unstructured<'_>) -> Result<View> {
         };
         Ok(MountOrder { target: path(input)?, filesystem })
     };
+    let file = |input: &mut Unstructured<'_>| Ok(FileOrder { target: path(input)?, content: text(input)? });
     Ok(View {
         chroot: input.arbitrary()?,
         proc: input.arbitrary()?,
         tmp_bytes: input.arbitrary()?,
+        files: list(input, file)?,
         mounts: list(input, mount)?,
     })
 }

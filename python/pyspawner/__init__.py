@@ -15,7 +15,7 @@ from pyspawner import _platform
 _platform.check()
 
 from pyspawner._client import Client
-from pyspawner._config import NetworkConfig, SandboxConfig
+from pyspawner._config import SandboxConfig
 from pyspawner._errors import (
     ChildFailed,
     ChildTimeoutError,
@@ -31,6 +31,7 @@ from pyspawner._executor import SandboxExecutor, SandboxFuture
 from pyspawner._limits import Limits
 from pyspawner._mounts import Bind, Dev, Mount, Overlay, Proc, Tmpfs
 from pyspawner._native import __version__
+from pyspawner._network import LoopbackNetwork, ManagedNetwork, NetworkConfig
 from pyspawner._process import Cause, ChildProcess, Completed, Usage
 from pyspawner._results import open_beneath
 
@@ -45,6 +46,8 @@ __all__ = [
     "Dev",
     "InsecureSandboxWarning",
     "Limits",
+    "LoopbackNetwork",
+    "ManagedNetwork",
     "Mount",
     "NetlinkError",
     "NetworkConfig",

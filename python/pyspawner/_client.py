@@ -18,6 +18,7 @@ from pyspawner._config import SandboxConfig
 from pyspawner._errors import InsecureSandboxWarning
 from pyspawner._limits import Limits
 from pyspawner._mounts import Mount
+from pyspawner._network import to_native
 from pyspawner._process import ChildProcess, open_stdin
 from pyspawner._reporter import Reporter, logger
 from pyspawner._zygotes import Zygotes
@@ -137,6 +138,7 @@ class Client:
             raise TypeError(f"sandbox_config must be a SandboxConfig, not {sandbox_config!r}")
         if isinstance(sandbox_config.mounts, Mount):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"mounts must be a tuple, such as ({sandbox_config.mounts!r},)")
+        network = to_native(sandbox_config.network)
         mounts = [_to_native(index, mount) for index, mount in enumerate(sandbox_config.mounts)]
         if isinstance(sandbox_config.skip_sandbox_except, str):
             raise TypeError("skip_sandbox_except must be a frozenset of layer names, not a string")
@@ -149,7 +151,6 @@ class Client:
                 InsecureSandboxWarning,
                 stacklevel=2,
             )
-        network = sandbox_config.network
         spawn = functools.partial(
             _native.Client.spawn,
             args=pickled,
@@ -160,13 +161,7 @@ class Client:
             proc=sandbox_config.proc,
             namespaces=sandbox_config.namespaces,
             max_landlock_abi=sandbox_config.max_landlock_abi,
-            network=network
-            and (
-                network.kernel_veth_name,
-                network.child_veth_name,
-                str(network.kernel_ipv4_address),
-                str(network.child_ipv4_address),
-            ),
+            network=network,
             limits=_limits(sandbox_config.limits),
             skip_sandbox_except=sorted(sandbox_config.skip_sandbox_except),
         )

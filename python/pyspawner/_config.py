@@ -11,28 +11,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pyspawner._mounts import Mount
-
-
-@dataclass(frozen=True)
-class NetworkConfig:
-    """A veth pair between the caller's network namespace and the child's; see veth(4).
-
-    Both ends are up, ``lo`` is up, and the child's default route leads through the kernel's end. Each child that runs at the same time
-    needs names and addresses of its own: an interface that already has ``kernel_veth_name`` is deleted first. Where packets go from
-    there (forwarding, NAT, firewall) is up to the host.
-    """
-
-    kernel_veth_name: str = "veth-pyspawn"
-    """Name of the interface in the caller's network namespace; at most 15 bytes."""
-
-    child_veth_name: str = "veth-pyspawn-c"
-    """Name of the interface in the child; at most 15 bytes, and not the other one."""
-
-    kernel_ipv4_address: str = "192.168.123.1"
-    """Address of the kernel's end, the child's gateway."""
-
-    child_ipv4_address: str = "192.168.123.2"
-    """Address of the child's end, in the same /24."""
+    from pyspawner._network import LoopbackNetwork, ManagedNetwork, NetworkConfig
 
 
 @dataclass(frozen=True)
@@ -50,8 +29,10 @@ class SandboxConfig:
     ``/root`` and homes are empty, but for what the interpreter and the modules on ``sys.path`` need.
     """
 
-    network: NetworkConfig | None = None
-    """``None`` (default): only a ``lo`` that is down; connect(2) gives ``ENETUNREACH``."""
+    network: NetworkConfig | ManagedNetwork | LoopbackNetwork | None = None
+    """``None`` (default): only a ``lo`` that is down; connect(2) gives ``ENETUNREACH``. :meth:`NetworkConfig.managed`: a way out for many
+    children at once, with a firewall. :meth:`NetworkConfig.loopback`: a ``lo`` that is up. A :class:`NetworkConfig`: what your own rules
+    let it."""
 
     skip_sandbox_except: frozenset[str] = frozenset()
     """For tests of one layer at a time. When not empty, only the optional layers named here are on, with an

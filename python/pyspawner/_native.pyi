@@ -39,7 +39,7 @@ class Client:
         proc: bool,
         namespaces: bool,
         max_landlock_abi: int | None,
-        network: tuple[str, str, str, str] | None,
+        network: Network | None,
         limits: Limits,
         skip_sandbox_except: list[str],
     ) -> tuple[Child, int, int, int]:
@@ -71,6 +71,28 @@ class Mount:
     def proc(target: str | PathLike[str]) -> Mount: ...
     @staticmethod
     def dev(target: str | PathLike[str], ptmx: bool) -> Mount: ...
+
+@final
+class Network:
+    """A child's network."""
+
+    @staticmethod
+    def loopback() -> Network: ...
+    @staticmethod
+    def veth(
+        kernel_veth_name: str, child_veth_name: str, kernel_ipv4_address: str, child_ipv4_address: str
+    ) -> Network: ...
+    @staticmethod
+    def managed(
+        *,
+        allow: list[str],
+        deny: list[str],
+        ipv6: bool,
+        dns: list[str] | None,
+        bandwidth: int | None,
+        subnet: str,
+        subnet6: str,
+    ) -> Network: ...
 
 @final
 class Child:

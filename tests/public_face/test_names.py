@@ -30,6 +30,8 @@ def test_the_public_names_are_these():
         "Dev",
         "InsecureSandboxWarning",
         "Limits",
+        "LoopbackNetwork",
+        "ManagedNetwork",
         "Mount",
         "NetlinkError",
         "NetworkConfig",

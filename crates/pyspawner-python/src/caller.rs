@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::ffi::OsString;
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use pyspawner::client::{self, Conversation, Interrupt, OptionalPipes, Signal, SpawnRequest, StartOptions};
-use pyspawner::config::{self, NetworkConfig, SandboxConfig};
+use pyspawner::config::{self, ManagedNetwork, NetworkConfig, SandboxConfig};
 use pyspawner::error::Error;
 
 use crate::errors::{from_io, to_python};
@@ -80,14 +81,11 @@ impl Client {
         proc: bool,
         namespaces: bool,
         max_landlock_abi: Option<u8>,
-        network: Option<(String, String, String, String)>,
+        network: Option<Py<Network>>,
         limits: Limits,
         skip_sandbox_except: Vec<String>,
     ) -> PyResult<(Child, RawFd, RawFd, RawFd)> {
-        let network =
-            network.map(|(kernel_veth_name, child_veth_name, kernel_ipv4_address, child_ipv4_address)| {
-                NetworkConfig { kernel_veth_name, child_veth_name, kernel_ipv4_address, child_ipv4_address }
-            });
+        let network = network.map(|network| network.get().core.clone());
         let mounts = mounts.into_iter().map(|mount| mount.get().core.clone()).collect();
         let sandbox = SandboxConfig {
             chroot_dir,
@@ -161,6 +159,47 @@ impl Mount {
     #[staticmethod]
     fn dev(target: PathBuf, ptmx: bool) -> Self {
         Self { core: config::Mount::Dev { target, ptmx } }
+    }
+}
+
+/// A child's network.
+#[pyclass(frozen)]
+pub(crate) struct Network {
+    core: config::Network,
+}
+
+#[pymethods]
+impl Network {
+    #[staticmethod]
+    fn loopback() -> Self {
+        Self { core: config::Network::Loopback }
+    }
+
+    #[staticmethod]
+    fn veth(
+        kernel_veth_name: String,
+        child_veth_name: String,
+        kernel_ipv4_address: String,
+        child_ipv4_address: String,
+    ) -> Self {
+        let config =
+            NetworkConfig { kernel_veth_name, child_veth_name, kernel_ipv4_address, child_ipv4_address };
+        Self { core: config::Network::Veth(config) }
+    }
+
+    #[staticmethod]
+    #[pyo3(signature = (*, allow, deny, ipv6, dns, bandwidth, subnet, subnet6))]
+    fn managed(
+        allow: Vec<String>,
+        deny: Vec<String>,
+        ipv6: bool,
+        dns: Option<Vec<String>>,
+        bandwidth: Option<NonZeroU64>,
+        subnet: String,
+        subnet6: String,
+    ) -> Self {
+        let config = ManagedNetwork { allow, deny, ipv6, dns, bandwidth, subnet, subnet6 };
+        Self { core: config::Network::Managed(config) }
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyspawner::error::{Error, StartError};
+use pyspawner::layer::Layer;
 use pyspawner::zygote::ZygoteError;
 
 /// What writing to a process that is gone gives; errno(3).
@@ -28,6 +29,9 @@ pub(crate) fn to_python(py: Python<'_>, error: Error) -> PyErr {
         Error::Sandbox(failure) => {
             let class = if failure.is_netlink() { "NetlinkError" } else { "SandboxError" };
             raise(py, class, (failure.errno, failure.to_string(), failure.layer.name(), failure.hint()))
+        }
+        Error::Network(error) => {
+            raise(py, "SandboxError", (error.errno(), message, Layer::Network.name(), error.hint()))
         }
         Error::Io { doing, source } => {
             PyOSError::new_err((source.raw_os_error(), format!("{source}, while doing: {doing}")))

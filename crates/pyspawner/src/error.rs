@@ -83,6 +83,111 @@ impl fmt::Display for Status {
     }
 }
 
+/// Why a child cannot have its managed network. Nothing was made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NetworkError {
+    /// IPv4 packets end at the host.
+    #[error("the host does not forward IPv4")]
+    NotForwarding,
+    /// IPv6 packets do.
+    #[error("the host does not forward IPv6")]
+    NotForwardingV6,
+    /// There is no program `nft`.
+    #[error("there is no program nft, which sets up the firewall")]
+    NoNft,
+    /// The program refused.
+    #[error("nft refused: {said}")]
+    Nft {
+        /// What it wrote on its standard error.
+        said: String,
+    },
+    /// All of the pool is taken by other Clients, or in use on this host.
+    #[error("no addresses are left in {pool}: other Clients have them{}", clash.map_or_else(String::new, |route| format!(", or the host's route to {route} leads there")))]
+    NoSubnet {
+        /// The pool.
+        pool: String,
+        /// A route of the host's that leads into it.
+        clash: Option<ipnet::IpNet>,
+    },
+    /// As many children live as there are addresses for.
+    #[error("all {children} networks in {pool} are taken by children that live")]
+    Exhausted {
+        /// What the Client has of the pool.
+        pool: String,
+        /// How many that is.
+        children: u16,
+    },
+    /// A name that has no address.
+    #[error("cannot look up {name:?}: {reason}")]
+    Resolve {
+        /// The name.
+        name: String,
+        /// What the resolver said.
+        reason: String,
+    },
+    /// A name that leads to where a name may not lead.
+    #[error("{name:?} is {address}, which is not a public address")]
+    NotPublic {
+        /// The name.
+        name: String,
+        /// Its address.
+        address: std::net::IpAddr,
+    },
+    /// None of the host's resolvers can be reached by a child.
+    #[error("the host has no resolver that a child could reach{}", listed(found))]
+    NoResolver {
+        /// Those that it has.
+        found: Vec<std::net::IpAddr>,
+    },
+}
+
+impl NetworkError {
+    /// The errno(3) that says it best.
+    #[must_use]
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::NotForwarding | Self::NotForwardingV6 => libc::ENETUNREACH,
+            Self::NoNft => libc::ENOENT,
+            Self::Nft { said } if said.contains("Operation not permitted") => libc::EPERM,
+            Self::Nft { .. } => libc::EIO,
+            Self::NoSubnet { .. } => libc::EADDRNOTAVAIL,
+            Self::Exhausted { .. } => libc::EAGAIN,
+            Self::Resolve { .. } | Self::NoResolver { .. } => libc::EHOSTUNREACH,
+            Self::NotPublic { .. } => libc::EACCES,
+        }
+    }
+
+    /// What to do about it.
+    #[must_use]
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::NotForwarding => {
+                "sysctl -w net.ipv4.ip_forward=1. In Docker: --sysctl net.ipv4.ip_forward=1"
+            }
+            Self::NotForwardingV6 => {
+                "sysctl -w net.ipv6.conf.all.forwarding=1, or NetworkConfig.managed(ipv6=False)"
+            }
+            Self::NoNft => "install nftables: apt-get install nftables",
+            Self::Nft { .. } => {
+                "it needs CAP_NET_ADMIN, a kernel with nftables, and its modules nf_tables, nft_fib_inet, nft_masq and nft_ct"
+            }
+            Self::NoSubnet { .. } => "choose other networks: NetworkConfig.managed(subnet=..., subnet6=...)",
+            Self::Exhausted { .. } => "let a child end first, or make another Client",
+            Self::Resolve { .. } => "the names of allow and deny are looked up by the caller, at every spawn",
+            Self::NotPublic { .. } => "if that is meant, give the address in place of the name",
+            Self::NoResolver { .. } => {
+                "choose one: NetworkConfig.managed(dns=(\"9.9.9.9\",)), or dns=() for none"
+            }
+        }
+    }
+}
+
+fn listed(addresses: &[std::net::IpAddr]) -> String {
+    let all: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+    if all.is_empty() { String::new() } else { format!(": it has {}", all.join(", ")) }
+}
+
 /// Everything that [`crate::client`] can answer with instead of a result.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -104,6 +209,9 @@ pub enum Error {
     /// A layer could not be applied.
     #[error(transparent)]
     Sandbox(#[from] Failure),
+    /// A managed network is not possible as it is.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// The Client is closed.
     #[error("the Client is closed")]
     Closed,

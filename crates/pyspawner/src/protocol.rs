@@ -4,7 +4,9 @@
 //! knows how many belong to it. Whatever arrives ends in a message or in a [`ProtocolError`], never in a panic.
 
 use std::ffi::CString;
+use std::net::IpAddr;
 
+use ipnet::IpNet;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -18,7 +20,7 @@ mod tests;
 const MAGIC: [u8; 4] = *b"pysp";
 
 /// Rises with every change of a message. Both ends must have the same.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 
 /// Bytes before the body: magic, version, conversation.
 const HEADER: usize = MAGIC.len() + size_of::<u16>() + 1;
@@ -260,8 +262,19 @@ pub struct View {
     pub proc: bool,
     /// In the view of the host: the bytes of `/tmp` and its like.
     pub tmp_bytes: u64,
+    /// Small files to show, read-only, before anything is mounted.
+    pub files: Vec<FileOrder>,
     /// What to mount, in this order.
     pub mounts: Vec<MountOrder>,
+}
+
+/// A file of the child's own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileOrder {
+    /// Where, in the child's root.
+    pub target: CString,
+    /// What is in it.
+    pub content: String,
 }
 
 /// One mount.
@@ -318,15 +331,24 @@ impl Filesystem {
     }
 }
 
-/// The child's half of the veth pair.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// The child's half of its network: a `lo` that is up, and one end of a veth pair.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChildNetwork {
-    /// The interface's name in the child.
-    pub interface: String,
-    /// The child's address.
-    pub address: [u8; 4],
-    /// The caller's address.
-    pub gateway: [u8; 4],
+    /// The interface's name in the child; `None`: there is only the `lo`.
+    pub interface: Option<String>,
+    /// Its addresses.
+    pub addresses: Vec<ChildAddress>,
+    /// User code may open sockets for ICMP echo.
+    pub ping: bool,
+}
+
+/// An address of a child, and the way out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChildAddress {
+    /// With the length of the prefix that it shares with the gateway.
+    pub address: IpNet,
+    /// The caller's end.
+    pub gateway: IpAddr,
 }
 
 impl Message for Order {

@@ -7,12 +7,15 @@ use crate::error::Failure;
 use crate::layer::Layer;
 use crate::sandbox::{id_map, landlock, namespaces};
 
+use super::network::Prepared;
+
 /// What `child.layers` says: of every layer that is on, and of those that this kernel or configuration lacks.
 pub(super) fn describe_all(
     layers: &[(Layer, u32)],
     sandbox: &SandboxConfig,
     first_id: Option<u32>,
     no_cgroup: Option<&Failure>,
+    network: Option<&Prepared<'_>>,
 ) -> Vec<(Layer, String)> {
     let on = |layer: &Layer| layers.iter().any(|(applied, _)| applied == layer);
     let lacking = |layer: &Layer| match layer {
@@ -22,7 +25,7 @@ pub(super) fn describe_all(
         _ => false,
     };
     let told = Layer::ALL.into_iter().filter(|layer| on(layer) || lacking(layer));
-    told.map(|layer| (layer, describe(layer, sandbox, first_id, no_cgroup))).collect()
+    told.map(|layer| (layer, describe(layer, sandbox, first_id, no_cgroup, network))).collect()
 }
 
 /// What `child.layers` says of a layer.
@@ -31,6 +34,7 @@ fn describe(
     sandbox: &SandboxConfig,
     first_id: Option<u32>,
     no_cgroup: Option<&Failure>,
+    network: Option<&Prepared<'_>>,
 ) -> String {
     match layer {
         Layer::Namespaces if sandbox.namespaces => namespaces::DETAIL.to_owned(),
@@ -46,16 +50,9 @@ fn describe(
                 geteuid().as_raw()
             ),
         },
-        Layer::Network => match &sandbox.network {
-            None => "none: only a lo that is down".to_owned(),
-            Some(network) => format!(
-                "veth pair {} {} and {} {}",
-                network.kernel_veth_name,
-                network.kernel_ipv4_address,
-                network.child_veth_name,
-                network.child_ipv4_address
-            ),
-        },
+        Layer::Network => {
+            network.map_or_else(|| "none: only a lo that is down".to_owned(), Prepared::describe)
+        }
         Layer::Mounts => {
             let root = match &sandbox.chroot_dir {
                 None => "read-only host, private /tmp, own /proc and /dev".to_owned(),

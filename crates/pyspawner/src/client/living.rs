@@ -1,4 +1,4 @@
-//! What a child holds for as long as it lives, whoever waits for it: locks of uppers, a cgroup.
+//! What a child holds for as long as it lives, whoever waits for it: locks of uppers, a cgroup, a place in a network.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
@@ -7,6 +7,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::cgroup::Cgroup;
 use super::lock;
+use super::network::Place;
 use super::uppers::Upper;
 
 /// Of all Clients: children outlive theirs.
@@ -18,6 +19,7 @@ pub(super) struct Living {
     pub(super) child: OwnedFd,
     pub(super) uppers: Vec<Upper>,
     pub(super) cgroup: Option<Arc<Cgroup>>,
+    pub(super) network: Option<Place>,
 }
 
 impl Living {
@@ -28,6 +30,7 @@ impl Living {
 
     fn is_released(&mut self) -> bool {
         self.uppers.clear();
+        self.network = None;
         self.cgroup.as_ref().is_none_or(|cgroup| cgroup.is_removed())
     }
 }

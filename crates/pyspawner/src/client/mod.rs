@@ -10,6 +10,7 @@ mod communicate;
 mod layers;
 mod living;
 mod mounts;
+mod network;
 mod process;
 mod results;
 mod spawn;
@@ -30,6 +31,7 @@ pub use cgroup::Account;
 use cgroup::Delegation;
 pub use child::{Cause, Child, Ended, Pipes};
 pub use communicate::{Completed, Conversation, OptionalPipes, Output};
+use network::Networks;
 use process::Process;
 pub use results::{open_beneath, open_directory};
 pub use rustix::process::Signal;
@@ -56,6 +58,7 @@ pub struct Client {
     /// The private writable memory that every child begins with, in bytes.
     data_bytes: u64,
     delegation: Delegation,
+    networks: Networks,
     /// Children that were asked for and then not waited for, because a signal handler raised.
     abandoned: Mutex<Vec<PendingSpawn>>,
 }
@@ -80,7 +83,7 @@ impl Client {
         &self.threads
     }
 
-    /// Ends the zygote and its watchdog. Children live on. Again, or with a zygote that has died, it does nothing more; in another process
+    /// Ends the zygote and its watchdog. Children live on, without their managed networks. Again, or with a zygote that has died, it does nothing more; in another process
     /// than the one that made the Client it only closes that process's copy of the connection.
     pub fn close(&self) {
         if self.check_owner().is_err() {
@@ -97,6 +100,7 @@ impl Client {
         // It dies before the caller can, so it will not kill the children.
         self.watchdog.kill();
         self.reap_abandoned();
+        self.networks.close();
     }
 
     fn check_owner(&self) -> Result<(), Error> {

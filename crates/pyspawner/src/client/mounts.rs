@@ -49,6 +49,7 @@ impl Sources {
                 chroot: sandbox.chroot_dir.is_some(),
                 proc: sandbox.proc,
                 tmp_bytes: sandbox.limits.tmp_bytes,
+                files: Vec::new(),
                 mounts: Vec::new(),
             },
         };

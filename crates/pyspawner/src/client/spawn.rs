@@ -19,13 +19,14 @@ use super::child::{Child, Pipes, Rules};
 use super::layers;
 use super::living::{Living, release_ended};
 use super::mounts::{Sources, text};
+use super::network::Prepared;
 use super::{Client, Interrupt, channel_error, lock, readable_within, wait_for};
 use crate::channel::{Channel, ChannelError};
 use crate::config::{self, CgroupUse, Limits, SandboxConfig};
 use crate::error::{Error, Failure, Step};
 use crate::layer::Layer;
 use crate::protocol::{ChildNetwork, Order, Orders, ProtocolError, Report, Rlimits, Spawn, View};
-use crate::sandbox::{landlock, network};
+use crate::sandbox::landlock;
 use crate::sys::wait::{kill_unreaped, reap_unreaped, wait_pidfd};
 
 /// How often a child is made anew because a living process happens to share its range of host ids.
@@ -71,6 +72,8 @@ impl Client {
         let (descriptors, pipes) = ChildDescriptors::make(request)?;
         release_ended();
         let cgroup = self.cgroup(&request.sandbox.limits)?;
+        let network = &request.sandbox.network;
+        let mut network = network.as_ref().map(|network| self.networks.prepare(network)).transpose()?;
         let mut attempt = 1;
         // Dropped last: what a child that failed had is free after its end.
         let (mut sources, first_id, newborn) = loop {
@@ -96,17 +99,27 @@ impl Client {
             )
         };
         let sent = sources.owned_by(first_id, request.sandbox.child_id())?;
+        if let Some(network) = &mut network {
+            sources.view.files = std::mem::take(&mut network.files);
+        }
         let mounts = MountOrders { view: std::mem::take(&mut sources.view), sent };
         // Before user code runs, because it may fail.
-        let holds_nothing = sources.uppers.is_empty() && cgroup.is_err();
+        let holds_nothing = sources.uppers.is_empty() && cgroup.is_err() && network.is_none();
         let watched = if holds_nothing { None } else { Some(newborn.duplicate_pidfd()?) };
         let rlimits = self.rlimits(&request.sandbox.limits);
-        let layers = newborn.lock_in(request, mounts, rlimits, &descriptors, interrupt)?;
-        let descriptions = layers::describe_all(&layers, request.sandbox, first_id, cgroup.as_deref().err());
+        let layers = newborn.lock_in(request, network.as_ref(), mounts, rlimits, &descriptors, interrupt)?;
+        let descriptions = layers::describe_all(
+            &layers,
+            request.sandbox,
+            first_id,
+            cgroup.as_deref().err(),
+            network.as_ref(),
+        );
         let (pid, pidfd) = newborn.release()?;
         let cgroup = cgroup.ok();
         if let Some(child) = watched {
-            Living { child, uppers: sources.uppers, cgroup: cgroup.clone() }.keep();
+            let network = network.and_then(Prepared::into_place);
+            Living { child, uppers: sources.uppers, cgroup: cgroup.clone(), network }.keep();
         }
         let rules = Rules {
             cpu_time: request.sandbox.limits.cpu_time,
@@ -399,18 +412,18 @@ impl Newborn {
     fn lock_in(
         &self,
         request: &SpawnRequest<'_>,
+        network: Option<&Prepared<'_>>,
         mounts: MountOrders,
         rlimits: Rlimits,
         descriptors: &ChildDescriptors,
         interrupt: Interrupt<'_>,
     ) -> Result<Vec<(Layer, u32)>, Error> {
-        let Some(network) = &request.sandbox.network else {
+        let Some(network) = network else {
             return self.give_orders(None, request, mounts, rlimits, descriptors, interrupt);
         };
-        let veth = network::make_veth(network, network.addresses()?, self.pid)?;
-        let half = network::child_half(network)?;
+        let (veth, half) = network.make(self.pid)?;
         let entered = self.give_orders(Some(half), request, mounts, rlimits, descriptors, interrupt);
-        if entered.is_err() {
+        if let (Err(_), Some(veth)) = (&entered, veth) {
             // It would vanish with the child's namespace, some time later.
             veth.remove();
         }

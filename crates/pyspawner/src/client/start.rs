@@ -13,6 +13,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags, child_subreaper, getpid, pidfd_open, set_child_subreaper};
 
 use super::cgroup::Delegation;
+use super::network::Networks;
 use super::process::Process;
 use super::{CLOSE_PATIENCE, Client, Interrupt, channel_error, lock, wait_for};
 use crate::channel::{Channel, ChannelError, Received};
@@ -63,6 +64,7 @@ impl Client {
             Ok((zygote, watchdog, threads)) => Ok(Self {
                 data_bytes: data_bytes(zygote.pid())?,
                 delegation: Delegation::default(),
+                networks: Networks::default(),
                 owner: std::process::id(),
                 connection: Mutex::new(Some(starting.connection)),
                 zygote,

@@ -75,14 +75,14 @@ impl Default for Limits {
 impl Limits {
     pub(super) fn validate(&self) -> Result<(), ConfigError> {
         let least = |field, value: Option<u64>, least, unit| match value {
-            Some(value) if value < least => Err(ConfigError::Limit {
+            Some(value) if value < least => Err(ConfigError::Field {
                 field,
                 problem: format!("must be at least {least}{unit}, not {value}"),
             }),
             _ => Ok(()),
         };
         let positive = |field, value: Option<Duration>, least| match value {
-            Some(value) if value < least => Err(ConfigError::Limit {
+            Some(value) if value < least => Err(ConfigError::Field {
                 field,
                 problem: format!("must be at least {}, not {}", least.as_secs_f64(), value.as_secs_f64()),
             }),
@@ -96,11 +96,11 @@ impl Limits {
         least("tmp_bytes", Some(self.tmp_bytes), LEAST_TMP, " bytes")?;
         if self.nice > 19 {
             let problem = format!("must be from 0 to 19, not {}", self.nice);
-            return Err(ConfigError::Limit { field: "nice", problem });
+            return Err(ConfigError::Field { field: "nice", problem });
         }
         if self.cpu_per_second.is_some() && self.cgroup == CgroupUse::Never {
             let problem = "needs a cgroup, and this configuration has cgroup=\"never\"".to_owned();
-            return Err(ConfigError::Limit { field: "cpus", problem });
+            return Err(ConfigError::Field { field: "cpus", problem });
         }
         Ok(())
     }

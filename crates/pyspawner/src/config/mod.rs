@@ -11,7 +11,11 @@ use crate::layer::Layer;
 
 pub use limits::{CgroupUse, Limits};
 pub use mounts::{MAX_MOUNTS, Mount};
-pub use network::NetworkConfig;
+pub(crate) use network::{CHILD_PREFIX_V4, CHILD_PREFIX_V6, Managed, Pool};
+pub use network::{
+    GLOBAL_V6, INTERNAL_V4, INTERNAL_V6, ManagedNetwork, NEVER_V4, NEVER_V6, Network, NetworkConfig,
+    Protocol, Rule, RuleError, Target, internal_v4, internal_v6, is_public, never,
+};
 
 /// The uid and gid of user code inside the child's user namespace.
 pub const CHILD_ID: u32 = 1000;
@@ -35,8 +39,8 @@ pub struct SandboxConfig {
     pub namespaces: bool,
     /// The highest Landlock ABI to use, for tests.
     pub max_landlock_abi: Option<u8>,
-    /// A veth pair; without it the child has only a `lo` that is down.
-    pub network: Option<NetworkConfig>,
+    /// Without one the child has only a `lo` that is down.
+    pub network: Option<Network>,
     /// What it may use.
     pub limits: Limits,
     /// When not empty, only the optional layers of these names are on.
@@ -93,7 +97,7 @@ impl SandboxConfig {
         }
         mounts::validate(&self.mounts, self.chroot_dir.is_some())?;
         self.limits.validate()?;
-        self.network.as_ref().map_or(Ok(()), NetworkConfig::validate)
+        self.network.as_ref().map_or(Ok(()), Network::validate)
     }
 }
 
@@ -233,9 +237,21 @@ pub enum ConfigError {
         /// The address as given.
         address: Ipv4Addr,
     },
-    /// A limit that makes no sense.
+    /// A rule for the network that cannot be read.
+    #[error("{field}[{index}] {text:?}: {error}")]
+    Rule {
+        /// The field's name: `allow` or `deny`.
+        field: &'static str,
+        /// Its place in the tuple.
+        index: usize,
+        /// The rule as given.
+        text: String,
+        /// What is wrong with it, and where.
+        error: RuleError,
+    },
+    /// A field that makes no sense.
     #[error("{field} {problem}")]
-    Limit {
+    Field {
         /// The field's name.
         field: &'static str,
         /// What is wrong with it.

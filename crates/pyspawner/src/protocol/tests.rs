@@ -1,7 +1,9 @@
 //! Whatever arrives ends in a message or in a typed error, for every type of message.
 
 use std::ffi::CString;
+use std::net::IpAddr;
 
+use ipnet::IpNet;
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
@@ -49,8 +51,11 @@ fn from_zygote() -> impl Strategy<Value = FromZygote> {
 }
 
 fn order() -> impl Strategy<Value = Order> {
-    let network = (text(), any::<[u8; 4]>(), any::<[u8; 4]>())
-        .prop_map(|(interface, address, gateway)| ChildNetwork { interface, address, gateway });
+    let address = (any::<IpAddr>(), 0..=32_u8, any::<IpAddr>()).prop_map(|(address, length, gateway)| {
+        ChildAddress { address: IpNet::new(address, length).expect("a length for both families"), gateway }
+    });
+    let network = (option::of(text()), vec(address, 0..3), any::<bool>())
+        .prop_map(|(interface, addresses, ping)| ChildNetwork { interface, addresses, ping });
     let network = option::of(network);
     let layers = (vec(select(all()), 0..6), any::<u8>());
     let orders = (option::of(text()), option::of(path()), option::of(view()), network, layers, rlimits());
@@ -96,10 +101,12 @@ fn view() -> impl Strategy<Value = View> {
     ];
     let mounts =
         vec((path(), filesystem).prop_map(|(target, filesystem)| MountOrder { target, filesystem }), 0..6);
-    (any::<(bool, bool, u64)>(), mounts).prop_map(|((chroot, proc, tmp_bytes), mounts)| View {
+    let files = vec((path(), text()).prop_map(|(target, content)| FileOrder { target, content }), 0..3);
+    (any::<(bool, bool, u64)>(), files, mounts).prop_map(|((chroot, proc, tmp_bytes), files, mounts)| View {
         chroot,
         proc,
         tmp_bytes,
+        files,
         mounts,
     })
 }

@@ -9,6 +9,7 @@ pub(crate) mod inside;
 pub(crate) mod kernel;
 pub(crate) mod mapping;
 pub(crate) mod mount;
+pub(crate) mod netlink;
 pub(crate) mod proc_file;
 pub(crate) mod sigsys;
 pub(crate) mod title;

@@ -15,6 +15,8 @@ pub(crate) mod rootless;
 pub(crate) mod stage;
 
 use std::ffi::{CStr, CString};
+use std::fs::File;
+use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, mkdirat, mknodat, openat, symlinkat};
@@ -24,9 +26,9 @@ use rustix::process::{chdir, fchdir};
 
 use crate::error::{FailAt, Failure, Step};
 use crate::layer::Layer;
-use crate::protocol::{Filesystem, MountOrder, View};
+use crate::protocol::{FileOrder, Filesystem, MountOrder, View};
 use crate::sys::inside;
-use crate::sys::mount::Access;
+use crate::sys::mount::{Access, make_read_only};
 use filesystem::Tmpfs;
 pub(crate) use filesystem::{CHANGES, WORK};
 pub(crate) use lock::attach_locked;
@@ -94,8 +96,14 @@ pub(crate) fn enter(
     owner: u32,
     template: &Template,
 ) -> Result<(), Failure> {
-    let mut builder =
-        Builder { sent: sent.into_iter(), owner, template, tmp_bytes: view.tmp_bytes, scratch: None };
+    let mut builder = Builder {
+        sent: sent.into_iter(),
+        owner,
+        template,
+        tmp_bytes: view.tmp_bytes,
+        scratch: None,
+        files: 0,
+    };
     // Whatever mode is asked for is meant.
     let umask = rustix::process::umask(Mode::empty());
     let built = builder.build(view);
@@ -136,6 +144,8 @@ struct Builder<'a> {
     tmp_bytes: u64,
     /// The filesystem of the private directories.
     scratch: Option<OwnedFd>,
+    /// How many files are in it.
+    files: u8,
 }
 
 impl Builder<'_> {
@@ -152,6 +162,9 @@ impl Builder<'_> {
             }
             root
         };
+        for file in &view.files {
+            self.add_file(&mut root, file)?;
+        }
         for (index, order) in view.mounts.iter().enumerate() {
             self.add(&mut root, order).map_err(|failure| failure.of_mount(index))?;
         }
@@ -216,9 +229,33 @@ impl Builder<'_> {
         Ok(())
     }
 
+    /// A file that nobody can change. It lies in the private filesystem, where no path of the child's leads.
+    fn add_file(&mut self, root: &mut Root, file: &FileOrder) -> Result<(), Failure> {
+        let scratch = self.scratch()?;
+        let name = format!("file{}", self.files);
+        self.files += 1;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let made = openat(&scratch, &name, flags, Mode::from_raw_mode(0o444))
+            .fail_at(Layer::Mounts, Step::WriteFile)?;
+        File::from(made).write_all(file.content.as_bytes()).fail_at(Layer::Mounts, Step::WriteFile)?;
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let copy = open_tree(&scratch, &name, flags).fail_at(Layer::Mounts, Step::CopyTree)?;
+        self.scratch = Some(scratch);
+        match make_read_only(&copy) {
+            // Linux 5.10 and 5.11: then only its owner, root of the child's namespace, can write to it.
+            Ok(()) | Err(Errno::NOSYS) => root.attach(copy, &file.target),
+            Err(errno) => Err(errno).fail_at(Layer::Mounts, Step::SetMountAttributes),
+        }
+    }
+
+    /// The private filesystem, taken from its place.
+    fn scratch(&mut self) -> Result<OwnedFd, Failure> {
+        self.scratch.take().map_or_else(|| make_scratch(self.tmp_bytes), Ok)
+    }
+
     /// A directory of the private filesystem, which is made with the first of them. They share it, and so its size.
     fn private(&mut self, name: &CStr) -> Result<OwnedFd, Failure> {
-        let scratch = self.scratch.take().map_or_else(|| make_scratch(self.tmp_bytes), Ok)?;
+        let scratch = self.scratch()?;
         match mkdirat(&scratch, name, Mode::from_raw_mode(0o1777)) {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(errno) => return Err(errno).fail_at(Layer::Mounts, Step::MountTmpfs),
