@@ -12,7 +12,7 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::write;
 use rustix::mount::{MountFlags, MountPropagationFlags, mount_bind, mount_change, mount_remount};
 use rustix::process::{getegid, geteuid};
-use rustix::thread::{UnshareFlags, unshare_unsafe};
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
 use super::descriptors;
 
@@ -100,6 +100,20 @@ pub(crate) fn isolate(command: &mut Command, socket: BorrowedFd<'_>, program: &P
             }
             descriptors::close_on_exec_above_stdio(BorrowedFd::borrow_raw(number).as_fd())?;
             Ok(())
+        });
+    }
+}
+
+/// Has a command run in another network namespace.
+#[expect(unsafe_code, reason = "pre_exec")]
+pub(crate) fn run_in_network_namespace(command: &mut Command, namespace: BorrowedFd<'_>) {
+    let namespace = namespace.as_raw_fd();
+    // SAFETY: setns(2) is async-signal-safe, and the descriptor is open for as long as the caller borrows it: until the command has been
+    // spawned.
+    unsafe {
+        command.pre_exec(move || {
+            let namespace = BorrowedFd::borrow_raw(namespace);
+            Ok(move_into_link_name_space(namespace, Some(LinkNameSpaceType::Network))?)
         });
     }
 }

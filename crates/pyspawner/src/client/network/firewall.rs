@@ -1,31 +1,36 @@
-//! The firewall: one nftables table for each block of children, written by the program `nft` in whole transactions.
+//! The firewall: a table in the router, and one on the host.
 //!
-//! Who a packet is from is told by the interface that it comes in by, which nobody can forge; what that child may do, by a number in the
-//! interface's name. So a spawn changes no rule, unless its policy is a new one. A packet is judged where it comes in, before the host's
-//! own rules can give it another destination.
-
-use std::io::{self, Write};
-use std::path::Path;
-use std::process::{Command, Stdio};
+//! The router's judges. Who a packet is from is told by the interface that it comes in by, which nobody can forge; what that child may do, by
+//! a number in the interface's name. So a spawn changes no rule, unless its policy is a new one. No program of the host's has to do with
+//! that table: a firewall that is loaded anew takes away the way out, and never the judge.
+//!
+//! The host's table has the way out, and says once more what may not be.
 
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use crate::config::{GLOBAL_V6, NEVER_V4, NEVER_V6, Protocol, internal_v4, internal_v6};
-use crate::error::{Error, FailAt, NetworkError, Step};
-use crate::layer::Layer;
-use crate::sys::netlink::Netlink;
+use crate::error::NetworkError;
 
-use super::block::{Block, lock_left_behind};
+use super::block::Block;
+use super::nft::{
+    Table, accept, accepting, drop_it, dropping, from, interface, is_one_of, matches, meta, payload, refuse,
+    refusing, to,
+};
 use super::policy::{Endpoint, Policy};
+use super::router::{Router, UPLINK};
 
-/// All interfaces of pyspawner's begin with this, and no child reaches another one by any of them.
+/// All interfaces of pyspawner's on a host begin with this, and no child reaches another one by any of them.
 pub(super) const INTERFACES: &str = "psp";
 
-/// All tables of pyspawner's do.
-const TABLES: &str = "pyspawner-";
+/// All tables of pyspawner's on a host do.
+pub(super) const TABLES: &str = "pyspawner-";
 
-const FAMILY: &str = "inet";
+/// The router's table.
+const JUDGE: &str = "pyspawner";
+
+/// Those of children, in the router.
+const CHILDREN: &str = "c*";
 
 /// After conntrack (-200), before the host's changes of destinations (-100).
 const BEFORE_DNAT: i32 = -150;
@@ -33,194 +38,157 @@ const BEFORE_DNAT: i32 = -150;
 const BEFORE_FILTER: i32 = -10;
 const SOURCE_NAT: i32 = 100;
 
-/// More than a block has children, each of which has an interface of its own.
+/// The most connections of a child at a time: all have to share what the host can remember.
+const CONNECTIONS: u32 = 1024;
+
+/// More than there are children of a block, each of which has an interface of its own.
 const METER_SIZE: u32 = 512;
 
-/// Where `nft` is for those whose `PATH` has no directories of an administrator's.
-const ELSEWHERE: [&str; 2] = ["/usr/sbin/nft", "/sbin/nft"];
-
-/// A table that exists.
-#[derive(Debug)]
-pub(super) struct Firewall {
-    table: String,
-    interfaces: String,
+/// The name of a child's interface in the router.
+pub(super) fn interface_of(policy: u8, child: u16) -> String {
+    format!("c{policy:02x}{child:02x}")
 }
 
-impl Firewall {
-    /// Makes the table of a block. Children whose policy is not in it reach nothing.
-    pub(super) fn make(block: &Block) -> Result<Self, Error> {
-        let tag = block.tag();
-        let firewall = Self { table: format!("{TABLES}{tag}"), interfaces: format!("{INTERFACES}{tag}") };
-        run(&firewall.base(block))?;
-        Ok(firewall)
-    }
+/// Makes the router's table. Children whose policy is not in it reach nothing.
+pub(super) fn make_judge(router: &Router) -> Result<(), NetworkError> {
+    let table = judging(router);
+    let mut commands = vec![table.create()];
+    let v4: Vec<IpNet> = NEVER_V4.iter().map(|(network, _)| (*network).into()).collect();
+    let v6: Vec<IpNet> = NEVER_V6.iter().map(|(network, _)| (*network).into()).collect();
+    commands.push(table.add_set("never4", "ipv4_addr", &v4));
+    commands.push(table.add_set("never6", "ipv6_addr", &v6));
+    let v4: Vec<IpNet> = internal_v4().into_iter().map(IpNet::from).collect();
+    let v6: Vec<IpNet> = internal_v6().into_iter().map(IpNet::from).collect();
+    commands.push(table.add_set("internal4", "ipv4_addr", &v4));
+    commands.push(table.add_set("internal6", "ipv6_addr", &v6));
+    commands.push(table.add_set("host4", "ipv4_addr", &[]));
+    commands.push(table.add_set("host6", "ipv6_addr", &[]));
+    commands.push(table.add_hook("from_children", "prerouting", BEFORE_DNAT, "accept"));
+    commands.push(table.add_hook("through", "forward", BEFORE_FILTER, "drop"));
+    commands.push(table.add_hook("to_router", "input", BEFORE_FILTER, "drop"));
+    commands.push(table.add_hook("masquerade", "postrouting", SOURCE_NAT, "accept"));
+    commands.push(table.add_chain("by_policy"));
+    commands.push(table.add_chain("to_policy"));
 
-    /// The name of the interface on the host's side of a child.
-    pub(super) fn interface(&self, policy: u8, child: u16) -> String {
-        format!("{}{policy:02x}{child:02x}", self.interfaces)
-    }
+    // Only its own address: the second of its four, and the one to which the way leads back by the same interface.
+    let spoofed = [
+        vec![matches("!=", &json!({"&": [payload("ip", "saddr"), "0.0.0.3"]}), &json!("0.0.0.2"))],
+        vec![matches("!=", &json!({"&": [payload("ip6", "saddr"), "::3"]}), &json!("::2"))],
+        vec![matches("==", &json!({"fib": {"result": "oif", "flags": ["saddr", "iif"]}}), &json!(false))],
+    ];
+    let nobodys = [
+        // The router itself, broadcast, multicast.
+        vec![matches("!=", &json!({"fib": {"result": "type", "flags": ["daddr"]}}), &json!("unicast"))],
+        vec![matches("==", &payload("ip", "daddr"), &json!("@never4"))],
+        vec![matches("==", &payload("ip6", "daddr"), &json!("@never6"))],
+        vec![matches("==", &payload("ip", "daddr"), &json!("@host4"))],
+        vec![matches("==", &payload("ip6", "daddr"), &json!("@host6"))],
+    ];
+    let mut from_children = vec![vec![matches("!=", &meta("iifname"), &json!(CHILDREN)), accept()]];
+    from_children.extend(spoofed.into_iter().map(dropping));
+    from_children.extend(nobodys.into_iter().map(refusing));
+    from_children.push(vec![json!({"jump": {"target": "by_policy"}})]);
+    from_children.push(vec![refuse()]);
+    commands.extend(table.add_rules("from_children", &from_children));
 
-    /// Makes `policies` those that count, by their numbers. `new` was not there before; `gone` was and is not.
-    pub(super) fn change(
-        &self,
-        policies: &[(u8, &Policy)],
-        new: (u8, &Policy),
-        gone: Option<u8>,
-    ) -> Result<(), NetworkError> {
-        let mut commands = vec![self.flush("by_policy"), self.flush("to_policy")];
-        if let Some(gone) = gone {
-            commands.push(self.flush(&chain(gone)));
-            commands.push(self.command("delete", "chain", &chain(gone), json!({})));
-        }
-        let (number, policy) = new;
-        commands.push(self.command("add", "chain", &chain(number), json!({})));
-        commands.extend(self.rules(&chain(number), &judge(number, policy)));
-        for (number, policy) in policies {
-            let of_policy = format!("{}{number:02x}*", self.interfaces);
-            commands.push(self.rule(
-                "by_policy",
-                &[interface("iifname", &of_policy), json!({"goto": {"target": chain(*number)}})],
-            ));
-            if let Some(bandwidth) = policy.bandwidth {
-                let slow = [
-                    interface("oifname", &of_policy),
-                    over("oifname", &meter("down", *number), bandwidth.get()),
-                    drop_it(),
-                ];
-                commands.push(self.rule("to_policy", &slow));
-            }
-        }
-        run(&commands)
-    }
-
-    /// Cuts every child off that lives, and takes the table away.
-    pub(super) fn remove(&self) -> Result<(), Error> {
-        remove(&self.table, &self.interfaces)
-    }
-
-    fn base(&self, block: &Block) -> Vec<Value> {
-        let ours = format!("{}*", self.interfaces);
-        let anybody = format!("{INTERFACES}*");
-        let mut commands = vec![json!({"create": {"table": {"family": FAMILY, "name": self.table}}})];
-        let v4: Vec<IpNet> = NEVER_V4.iter().map(|(network, _)| (*network).into()).collect();
-        let v6: Vec<IpNet> = NEVER_V6.iter().map(|(network, _)| (*network).into()).collect();
-        commands.push(self.addresses("never4", &v4));
-        commands.push(self.addresses("never6", &v6));
-        let v4: Vec<IpNet> = internal_v4().into_iter().map(IpNet::from).collect();
-        let v6: Vec<IpNet> = internal_v6().into_iter().map(IpNet::from).collect();
-        commands.push(self.addresses("internal4", &v4));
-        commands.push(self.addresses("internal6", &v6));
-        for (name, kind, hook, priority) in [
-            ("from_children", "filter", "prerouting", BEFORE_DNAT),
-            ("to_children", "filter", "forward", BEFORE_FILTER),
-            ("to_host", "filter", "input", BEFORE_FILTER),
-            ("masquerade", "nat", "postrouting", SOURCE_NAT),
-        ] {
-            let what = json!({"type": kind, "hook": hook, "prio": priority, "policy": "accept"});
-            commands.push(self.command("add", "chain", name, what));
-        }
-        for name in ["by_policy", "to_policy"] {
-            commands.push(self.command("add", "chain", name, json!({})));
-        }
-        // Only its own address: the second of its four, and the one to which the way leads back by the same interface.
-        let spoofed = [
-            vec![matches("!=", &json!({"&": [payload("ip", "saddr"), "0.0.0.3"]}), &json!("0.0.0.2"))],
-            vec![matches("!=", &json!({"&": [payload("ip6", "saddr"), "::3"]}), &json!("::2"))],
-            vec![matches("==", &json!({"fib": {"result": "oif", "flags": ["saddr", "iif"]}}), &json!(false))],
-        ];
-        // The host itself, broadcast, multicast.
-        let nobodys = [
-            vec![matches("!=", &json!({"fib": {"result": "type", "flags": ["daddr"]}}), &json!("unicast"))],
-            vec![matches("==", &payload("ip", "daddr"), &json!("@never4"))],
-            vec![matches("==", &payload("ip6", "daddr"), &json!("@never6"))],
-        ];
-        let mut from_children = vec![vec![matches("!=", &meta("iifname"), &json!(ours)), accept()]];
-        from_children.extend(spoofed.into_iter().map(dropping));
-        from_children.extend(nobodys.into_iter().map(refusing));
-        if block.v6.is_none() {
-            from_children.push(dropping(vec![matches("==", &meta("nfproto"), &json!("ipv6"))]));
-        }
-        from_children.push(vec![json!({"jump": {"target": "by_policy"}})]);
-        from_children.push(vec![refuse()]);
-        commands.extend(self.rules("from_children", &from_children));
-        commands.extend(self.rules(
-            "to_children",
-            &[
-                dropping(vec![interface("iifname", &ours), interface("oifname", &anybody)]),
-                vec![matches("!=", &meta("oifname"), &json!(ours)), accept()],
-                dropping(vec![matches(
-                    "!=",
-                    &json!({"ct": {"key": "state"}}),
-                    &json!({"set": ["established", "related"]}),
-                )]),
-                vec![json!({"jump": {"target": "to_policy"}})],
-            ],
-        ));
-        commands.extend(self.rules("to_host", &[dropping(vec![interface("iifname", &ours)])]));
-        let outside = || matches("!=", &meta("oifname"), &json!(anybody));
-        let mut masquerade = vec![vec![from("ip", &block.v4.into()), outside(), json!({"masquerade": null})]];
-        if let Some(v6) = block.v6 {
-            masquerade.push(vec![from("ip6", &v6.into()), outside(), json!({"masquerade": null})]);
-        }
-        commands.extend(self.rules("masquerade", &masquerade));
-        commands
-    }
-
-    fn command(&self, verb: &str, kind: &str, name: &str, mut what: Value) -> Value {
-        what["family"] = json!(FAMILY);
-        what["table"] = json!(self.table);
-        what["name"] = json!(name);
-        json!({verb: {kind: what}})
-    }
-
-    fn flush(&self, chain: &str) -> Value {
-        self.command("flush", "chain", chain, json!({}))
-    }
-
-    fn addresses(&self, name: &str, networks: &[IpNet]) -> Value {
-        let kind =
-            if networks.iter().any(|network| network.addr().is_ipv6()) { "ipv6_addr" } else { "ipv4_addr" };
-        let elements: Vec<Value> = networks.iter().map(network).collect();
-        self.command(
-            "add",
-            "set",
-            name,
-            json!({"type": kind, "flags": ["interval"], "auto-merge": true, "elem": elements}),
-        )
-    }
-
-    fn rule(&self, chain: &str, expressions: &[Value]) -> Value {
-        json!({"add": {"rule": {"family": FAMILY, "table": self.table, "chain": chain, "expr": expressions}}})
-    }
-
-    fn rules(&self, chain: &str, rules: &[Vec<Value>]) -> Vec<Value> {
-        rules.iter().map(|expressions| self.rule(chain, expressions)).collect()
-    }
+    let state = |states: &[&str]| matches("==", &json!({"ct": {"key": "state"}}), &json!({"set": states}));
+    let is_known = state(&["established", "related"]);
+    let through = [
+        refusing(vec![interface("iifname", CHILDREN), state(&["new"]), too_many()]),
+        vec![interface("iifname", CHILDREN), interface("oifname", UPLINK), accept()],
+        vec![interface("oifname", CHILDREN), is_known.clone(), json!({"jump": {"target": "to_policy"}})],
+        vec![interface("iifname", UPLINK), interface("oifname", CHILDREN), is_known, accept()],
+    ];
+    commands.extend(table.add_rules("through", &through));
+    commands.push(table.add_rule("masquerade", &[interface("oifname", UPLINK), json!({"masquerade": null})]));
+    table.run(&commands)
 }
 
-/// Removes what processes have left behind that did not close their Clients.
-pub(super) fn sweep() -> Result<(), Error> {
-    let listed = nft(&["-j", "list", "tables", FAMILY], "")?;
-    let listed: Value = serde_json::from_str(&listed).unwrap_or_default();
-    let objects = listed["nftables"].as_array().into_iter().flatten();
-    for tag in objects.filter_map(|object| object["table"]["name"].as_str()?.strip_prefix(TABLES)) {
-        // Held until it is gone, so that nobody takes the block meanwhile.
-        if let Some(_lock) = lock_left_behind(tag) {
-            remove(&format!("{TABLES}{tag}"), &format!("{INTERFACES}{tag}"))?;
+/// Tells the router all addresses of the host: what is sent to them would not leave it.
+pub(super) fn tell_addresses_of_host(router: &Router, addresses: &[IpNet]) -> Result<(), NetworkError> {
+    let table = judging(router);
+    let (v4, v6): (Vec<IpNet>, Vec<IpNet>) =
+        addresses.iter().map(|network| IpNet::from(network.addr())).partition(|one| one.addr().is_ipv4());
+    let mut commands = Vec::new();
+    for (name, networks) in [("host4", v4), ("host6", v6)] {
+        commands.push(table.flush_set(name));
+        if !networks.is_empty() {
+            commands.push(table.add_elements(name, &networks));
         }
     }
-    Ok(())
+    table.run(&commands)
 }
 
-/// First the interfaces: what is left without them reaches nothing.
-fn remove(table: &str, interfaces: &str) -> Result<(), Error> {
-    let mut netlink = Netlink::open().fail_at(Layer::Network, Step::OpenNetlink)?;
-    let links = netlink.links().fail_at(Layer::Network, Step::FindStaleInterface)?;
-    for link in links.iter().filter(|link| link.is_veth && link.name.starts_with(interfaces)) {
-        // It may go by itself at the same time.
-        let _ = netlink.delete(link.index);
+/// Makes `policies` those that count, by their numbers. `new` was not there before; `gone` was and is not.
+pub(super) fn change(
+    router: &Router,
+    policies: &[(u8, &Policy)],
+    new: (u8, &Policy),
+    gone: Option<u8>,
+) -> Result<(), NetworkError> {
+    let table = judging(router);
+    let mut commands = vec![table.flush_chain("by_policy"), table.flush_chain("to_policy")];
+    if let Some(gone) = gone {
+        commands.push(table.flush_chain(&chain(gone)));
+        commands.push(table.delete_chain(&chain(gone)));
     }
-    Ok(run(&[json!({"delete": {"table": {"family": FAMILY, "name": table}}})])?)
+    let (number, policy) = new;
+    commands.push(table.add_chain(&chain(number)));
+    commands.extend(table.add_rules(&chain(number), &judge(number, policy)));
+    for (number, policy) in policies {
+        let interfaces = format!("c{number:02x}*");
+        let goto = json!({"goto": {"target": chain(*number)}});
+        commands.push(table.add_rule("by_policy", &[interface("iifname", &interfaces), goto]));
+        if let Some(bandwidth) = policy.bandwidth {
+            let over = over("oifname", &meter("down", *number), bandwidth.get());
+            let slow = [interface("oifname", &interfaces), over, drop_it()];
+            commands.push(table.add_rule("to_policy", &slow));
+        }
+    }
+    table.run(&commands)
+}
+
+fn judging(router: &Router) -> Table<'_> {
+    Table { name: JUDGE, namespace: Some(router.namespace()) }
+}
+
+/// Makes the host's table, for the uplink of a block.
+pub(super) fn make_way_out(block: &Block, uplink: &str) -> Result<(), NetworkError> {
+    let name = format!("{TABLES}{}", block.tag());
+    let table = Table { name: &name, namespace: None };
+    let anybody = format!("{INTERFACES}*");
+    let comes_in = || interface("iifname", uplink);
+    let goes_out = || interface("oifname", uplink);
+    let mut commands = vec![
+        table.create(),
+        table.add_hook("not_to_host", "prerouting", BEFORE_DNAT, "accept"),
+        table.add_hook("to_host", "input", BEFORE_FILTER, "accept"),
+        table.add_hook("through", "forward", BEFORE_FILTER, "accept"),
+        table.add_hook("masquerade", "postrouting", SOURCE_NAT, "accept"),
+    ];
+    let is_hosts = matches("!=", &json!({"fib": {"result": "type", "flags": ["daddr"]}}), &json!("unicast"));
+    commands.push(table.add_rule("not_to_host", &dropping(vec![comes_in(), is_hosts])));
+    commands.push(table.add_rule("to_host", &dropping(vec![comes_in()])));
+    let is_unknown =
+        matches("!=", &json!({"ct": {"key": "state"}}), &json!({"set": ["established", "related"]}));
+    commands.push(table.add_rule("through", &dropping(vec![comes_in(), interface("oifname", &anybody)])));
+    commands.push(table.add_rule("through", &dropping(vec![goes_out(), is_unknown])));
+    let masquerade = json!({"masquerade": null});
+    let outside = matches("!=", &meta("oifname"), &json!(anybody));
+    commands.push(
+        table.add_rule("masquerade", &[from("ip", &block.v4.into()), outside.clone(), masquerade.clone()]),
+    );
+    if let Some(v6) = block.v6 {
+        commands.push(table.add_rule("masquerade", &[from("ip6", &v6.into()), outside, masquerade]));
+    }
+    table.run(&commands)
+}
+
+/// Takes away the host's table of a block.
+pub(super) fn remove_way_out(tag: &str) -> Result<(), NetworkError> {
+    let name = format!("{TABLES}{tag}");
+    let table = Table { name: &name, namespace: None };
+    table.run(&[table.delete()])
 }
 
 fn chain(policy: u8) -> String {
@@ -310,8 +278,10 @@ fn transport(endpoint: &Endpoint) -> Vec<Value> {
     expressions
 }
 
-fn is_one_of(protocols: &[&str]) -> Value {
-    matches("==", &meta("l4proto"), &json!({"set": protocols}))
+/// More connections at a time than one may have.
+fn too_many() -> Value {
+    let count = json!({"ct count": {"val": CONNECTIONS, "inv": true}});
+    json!({"meter": {"name": "connections", "key": meta("iifname"), "size": METER_SIZE, "stmt": count}})
 }
 
 /// More than so many bytes per second, of the packet's interface.
@@ -322,99 +292,4 @@ fn over(key: &str, meter: &str, bytes: u64) -> Value {
         "burst": LEAST_BURST.max(bytes / 8), "burst_unit": "bytes", "inv": true,
     });
     json!({"meter": {"name": meter, "key": meta(key), "size": METER_SIZE, "stmt": {"limit": limit}}})
-}
-
-fn matches(operator: &str, left: &Value, right: &Value) -> Value {
-    json!({"match": {"op": operator, "left": left, "right": right}})
-}
-
-fn interface(key: &str, name: &str) -> Value {
-    matches("==", &meta(key), &json!(name))
-}
-
-fn meta(key: &str) -> Value {
-    json!({"meta": {"key": key}})
-}
-
-fn payload(protocol: &str, field: &str) -> Value {
-    json!({"payload": {"protocol": protocol, "field": field}})
-}
-
-fn to(network: &IpNet) -> Value {
-    let protocol = if network.addr().is_ipv6() { "ip6" } else { "ip" };
-    matches("==", &payload(protocol, "daddr"), &self::network(network))
-}
-
-fn from(protocol: &str, network: &IpNet) -> Value {
-    matches("==", &payload(protocol, "saddr"), &self::network(network))
-}
-
-fn network(network: &IpNet) -> Value {
-    json!({"prefix": {"addr": network.network(), "len": network.prefix_len()}})
-}
-
-fn accept() -> Value {
-    json!({"accept": null})
-}
-
-fn drop_it() -> Value {
-    json!({"drop": null})
-}
-
-/// The child is told, and does not wait for an answer.
-fn refuse() -> Value {
-    json!({"reject": {"type": "icmpx", "expr": "admin-prohibited"}})
-}
-
-fn refusing(mut rule: Vec<Value>) -> Vec<Value> {
-    rule.push(refuse());
-    rule
-}
-
-fn accepting(mut rule: Vec<Value>) -> Vec<Value> {
-    rule.push(accept());
-    rule
-}
-
-fn dropping(mut rule: Vec<Value>) -> Vec<Value> {
-    rule.push(drop_it());
-    rule
-}
-
-/// All commands, or none.
-fn run(commands: &[Value]) -> Result<(), NetworkError> {
-    nft(&["-j", "-f", "-"], &json!({"nftables": commands}).to_string()).map(drop)
-}
-
-/// Runs the program; its standard output.
-fn nft(arguments: &[&str], input: &str) -> Result<String, NetworkError> {
-    let elsewhere = ELSEWHERE.into_iter().filter(|path| Path::new(path).exists());
-    let mut process = None;
-    for program in ["nft"].into_iter().chain(elsewhere) {
-        let started = Command::new(program)
-            .args(arguments)
-            .env("LC_ALL", "C")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn();
-        match started {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            started => {
-                process = Some(started);
-                break;
-            }
-        }
-    }
-    let failed = |source: io::Error| NetworkError::Nft { said: source.to_string() };
-    let mut process = process.ok_or(NetworkError::NoNft)?.map_err(failed)?;
-    if let Some(mut stdin) = process.stdin.take() {
-        // One that does not read says why on its standard error.
-        let _ = stdin.write_all(input.as_bytes());
-    }
-    let ended = process.wait_with_output().map_err(failed)?;
-    if ended.status.success() {
-        return Ok(String::from_utf8_lossy(&ended.stdout).into_owned());
-    }
-    Err(NetworkError::Nft { said: String::from_utf8_lossy(&ended.stderr).trim().to_owned() })
 }

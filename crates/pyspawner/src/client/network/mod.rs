@@ -1,30 +1,34 @@
 //! The caller's half of the layer `network`.
 //!
-//! A managed child takes a place in a block of addresses (`block.rs`), to which a table of the firewall belongs (`firewall.rs`) that has its
-//! policy (`policy.rs`). Its veth pair is all that is made for it alone (`veth.rs`).
+//! A managed child takes a place in a block of addresses (`block.rs`) behind a router of its Client's (`router.rs`), which judges what it
+//! sends (`firewall.rs`) by its policy (`policy.rs`). Its veth pair is all that is made for it alone.
 
 mod block;
 mod conntrack;
 mod firewall;
+mod nft;
 mod policy;
+mod router;
 mod veth;
 
 use std::collections::VecDeque;
 use std::fs;
 use std::sync::{Arc, Mutex};
 
+use ipnet::IpNet;
 use rustix::fs::stat;
 
 use crate::config::{Managed, Network, Pool};
-use crate::error::{Error, NetworkError};
+use crate::error::{Error, FailAt, NetworkError, Step};
+use crate::layer::Layer;
 use crate::protocol::{ChildAddress, ChildNetwork, FileOrder};
-use crate::sys::netlink::Neighbours;
+use crate::sys::netlink::Netlink;
 
 use super::lock;
 use block::Block;
-use firewall::Firewall;
 use policy::{Policy, resolve};
-use veth::{Plan, Veth};
+use router::Router;
+use veth::Veth;
 
 /// The name of a managed child's interface, for it.
 const IN_CHILD: &str = "eth0";
@@ -44,6 +48,8 @@ pub(super) struct Prepared<'a> {
     network: &'a Network,
     /// Of a managed one.
     place: Option<Place>,
+    /// Of one that the user has named, when it is made.
+    veth: Option<Veth>,
     /// What the child is to find in its root.
     pub(super) files: Vec<FileOrder>,
 }
@@ -52,13 +58,13 @@ impl Networks {
     /// Prepares a child's network.
     pub(super) fn prepare<'a>(&self, network: &'a Network) -> Result<Prepared<'a>, Error> {
         let Network::Managed(managed) = network else {
-            return Ok(Prepared { network, place: None, files: Vec::new() });
+            return Ok(Prepared { network, place: None, veth: None, files: Vec::new() });
         };
         let managed = managed.read()?;
         let resolved = resolve(&managed)?;
         let egress = self.egress(&managed)?;
         let place = Egress::place(&egress, resolved.policy)?;
-        Ok(Prepared { network, place: Some(place), files: resolved.files })
+        Ok(Prepared { network, place: Some(place), veth: None, files: resolved.files })
     }
 
     /// Cuts off the children that live, and takes away everything.
@@ -78,36 +84,33 @@ impl Networks {
         if let Some(found) = found {
             return Ok(Arc::clone(found));
         }
-        firewall::sweep()?;
-        let block = Block::take(&managed.pool)?;
-        let firewall = Firewall::make(&block)?;
-        let state = State { free: (0..block.children()).collect(), ..State::default() };
-        let egress = Egress {
-            pool: managed.pool,
-            namespace,
-            owner: std::process::id(),
-            block,
-            firewall,
-            state: Mutex::new(state),
-        };
-        egresses.push(Arc::new(egress));
-        Ok(Arc::clone(&egresses[egresses.len() - 1]))
+        let egress = Arc::new(Egress::make(managed.pool, namespace)?);
+        egresses.push(Arc::clone(&egress));
+        Ok(egress)
     }
 }
 
 impl Prepared<'_> {
     /// Makes the caller's half for the child `pid`, and answers the child's.
-    pub(super) fn make(&self, pid: i32) -> Result<(Option<Veth>, ChildNetwork), Error> {
+    pub(super) fn make(&mut self, pid: i32) -> Result<ChildNetwork, Error> {
         match (self.network, &self.place) {
             (Network::Veth(config), _) => {
-                let (plan, half) = veth::of_user(config)?;
-                Ok((Some(plan.make(pid)?), half))
+                let (veth, half) = Veth::make(config, pid)?;
+                self.veth = Some(veth);
+                Ok(half)
             }
-            (Network::Managed(_), Some(place)) => {
-                let (veth, half) = place.make(pid)?;
-                Ok((Some(veth), half))
-            }
-            _ => Ok((None, ChildNetwork::default())),
+            (Network::Managed(_), Some(place)) => place.make(pid),
+            _ => Ok(ChildNetwork::default()),
+        }
+    }
+
+    /// Takes it back, for a child that did not come to life. It would vanish with the child's namespace, some time later.
+    pub(super) fn undo(&self) {
+        if let Some(veth) = &self.veth {
+            veth.remove();
+        }
+        if let Some(place) = &self.place {
+            place.egress.router.remove_child(&place.interface);
         }
     }
 
@@ -139,7 +142,7 @@ impl Prepared<'_> {
                 } else {
                     format!(", less {}", managed.deny.join(" "))
                 };
-                format!("{} by {}: {reach}{less}", addresses.join(" and "), place.interface)
+                format!("{} by {}: {reach}{less}", addresses.join(" and "), place.egress.router.uplink())
             }
             _ => "only a lo, which is up".to_owned(),
         }
@@ -154,7 +157,7 @@ struct Egress {
     /// A process that was forked off the caller has a copy of this, and nothing to do with it.
     owner: u32,
     block: Block,
-    firewall: Firewall,
+    router: Router,
     state: Mutex<State>,
 }
 
@@ -164,6 +167,8 @@ struct State {
     free: VecDeque<u16>,
     /// By number.
     policies: Vec<Option<InUse>>,
+    /// What the router knows of them.
+    addresses_of_host: Vec<IpNet>,
     is_closed: bool,
 }
 
@@ -175,6 +180,19 @@ struct InUse {
 }
 
 impl Egress {
+    fn make(pool: Pool, namespace: (u64, u64)) -> Result<Self, Error> {
+        sweep()?;
+        let block = Block::take(&pool)?;
+        let router = Router::make(&block)?;
+        let state = State { free: block.children().collect(), ..State::default() };
+        // From here on dropped, it takes everything back.
+        let egress =
+            Self { pool, namespace, owner: std::process::id(), block, router, state: Mutex::new(state) };
+        firewall::make_judge(&egress.router)?;
+        firewall::make_way_out(&egress.block, egress.router.uplink())?;
+        Ok(egress)
+    }
+
     fn place(egress: &Arc<Self>, policy: Policy) -> Result<Place, Error> {
         let mut state = lock(&egress.state);
         if state.is_closed {
@@ -182,19 +200,21 @@ impl Egress {
         }
         let child = *state.free.front().ok_or(NetworkError::Exhausted {
             pool: egress.block.v4.to_string(),
-            children: egress.block.children(),
+            children: egress.block.children().len(),
         })?;
-        let policy = state.admit(policy, &egress.firewall)?;
+        state.look_at_host(&egress.router)?;
+        let policy = state.admit(policy, &egress.router)?;
         state.free.pop_front();
-        let interface = egress.firewall.interface(policy, child);
+        let interface = firewall::interface_of(policy, child);
         Ok(Place { egress: Arc::clone(egress), child, policy, interface })
     }
 
     fn close(&self) {
         let was_closed = std::mem::replace(&mut lock(&self.state).is_closed, true);
         if !was_closed && std::process::id() == self.owner {
-            // What cannot be taken away here is swept by the next one. The interfaces go first, in any case.
-            let _ = self.firewall.remove();
+            // First the way, then its rules. Of these, what cannot be taken away is swept by the next one.
+            self.router.disconnect();
+            let _ = firewall::remove_way_out(&self.block.tag());
         }
     }
 }
@@ -206,13 +226,24 @@ impl Drop for Egress {
 }
 
 impl State {
-    /// The number of a policy; the firewall has it then.
-    fn admit(&mut self, policy: Policy, firewall: &Firewall) -> Result<u8, NetworkError> {
+    /// Tells the router what addresses the host has by now.
+    fn look_at_host(&mut self, router: &Router) -> Result<(), Error> {
+        let mut netlink = Netlink::open().fail_at(Layer::Network, Step::OpenNetlink)?;
+        let addresses = netlink.addresses().fail_at(Layer::Network, Step::ListRoutes)?;
+        if addresses != self.addresses_of_host {
+            firewall::tell_addresses_of_host(router, &addresses)?;
+            self.addresses_of_host = addresses;
+        }
+        Ok(())
+    }
+
+    /// The number of a policy; the router has it then.
+    fn admit(&mut self, policy: Policy, router: &Router) -> Result<u8, NetworkError> {
         let known =
             self.policies.iter().position(|slot| slot.as_ref().is_some_and(|used| used.policy == policy));
         let index = match known {
             Some(index) => index,
-            None => self.add(policy, firewall)?,
+            None => self.add(policy, router)?,
         };
         if let Some(used) = &mut self.policies[index] {
             used.children += 1;
@@ -221,7 +252,7 @@ impl State {
         Ok(u8::try_from(index).unwrap_or(u8::MAX))
     }
 
-    fn add(&mut self, policy: Policy, firewall: &Firewall) -> Result<usize, NetworkError> {
+    fn add(&mut self, policy: Policy, router: &Router) -> Result<usize, NetworkError> {
         let spare = |slot: &Option<InUse>| slot.as_ref().is_some_and(|used| used.children == 0);
         let most = usize::from(u8::MAX) + 1;
         let is_full = self.policies.len() == most
@@ -244,7 +275,7 @@ impl State {
             .collect();
         let new = all.iter().find(|(other, _)| *other == number(index)).copied();
         let changed = match new {
-            Some(new) => firewall.change(&all, new, before.as_ref().map(|_| number(index))),
+            Some(new) => firewall::change(router, &all, new, before.as_ref().map(|_| number(index))),
             None => Ok(()),
         };
         if let Err(error) = changed {
@@ -269,18 +300,10 @@ impl Place {
         self.egress.block.addresses(self.child)
     }
 
-    fn make(&self, pid: i32) -> Result<(Veth, ChildNetwork), Error> {
+    fn make(&self, pid: i32) -> Result<ChildNetwork, Error> {
         let addresses = self.addresses();
-        let near =
-            addresses.iter().filter_map(|end| ipnet::IpNet::new(end.gateway, end.address.prefix_len()).ok());
-        let plan = Plan {
-            near: &self.interface,
-            far: IN_CHILD,
-            near_addresses: near.collect(),
-            neighbours: Neighbours::Known,
-        };
-        let veth = plan.make(pid)?;
-        Ok((veth, ChildNetwork { interface: Some(IN_CHILD.to_owned()), addresses, ping: true }))
+        self.egress.router.add_child(&self.interface, IN_CHILD, &addresses, pid)?;
+        Ok(ChildNetwork { interface: Some(IN_CHILD.to_owned()), addresses, ping: true })
     }
 }
 
@@ -289,15 +312,24 @@ impl Drop for Place {
         if std::process::id() != self.egress.owner {
             return;
         }
-        for end in self.addresses() {
-            conntrack::forget(end.address.addr());
-        }
+        self.egress.router.forget(&self.addresses());
         let mut state = lock(&self.egress.state);
         state.free.push_back(self.child);
         if let Some(Some(used)) = state.policies.get_mut(usize::from(self.policy)) {
             used.children -= 1;
         }
     }
+}
+
+/// Removes what processes have left behind that did not close their Clients. The rest has gone with them.
+fn sweep() -> Result<(), NetworkError> {
+    for tag in nft::tables()?.iter().filter_map(|name| name.strip_prefix(firewall::TABLES)) {
+        // Held until it is gone, so that nobody takes the block meanwhile.
+        if let Some(_lock) = block::lock_left_behind(tag) {
+            firewall::remove_way_out(tag)?;
+        }
+    }
+    Ok(())
 }
 
 /// Without it every packet would be lost.
