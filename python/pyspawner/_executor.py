@@ -120,7 +120,8 @@ class SandboxExecutor(Executor):
 
     What the function prints goes to standard error, and is in :attr:`SandboxFuture.completed`.
 
-    :param sandbox_config: how to lock each child in. With a ``network``, which only one child at a time can have, ``max_workers`` is 1.
+    :param sandbox_config: how to lock each child in. With a :class:`NetworkConfig`, which only
+        one child at a time can have, ``max_workers`` must be 1; :meth:`NetworkConfig.managed` is for many.
     :param max_workers: the most children at a time. Default: the number of CPUs that this process may use.
     :param timeout: how long a call may run, in seconds from the moment when its sandbox is complete. Default: without end.
     :param max_result_bytes: the longest result, in bytes on the wire. The result of JSON may take 60 times as much memory in the caller.

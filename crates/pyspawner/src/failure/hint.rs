@@ -154,6 +154,12 @@ fn network(step: Step, errno: i32) -> &'static str {
         (Step::DeleteStaleInterface, EEXIST) => {
             "an interface of this name exists and is not a veth device of this very name: choose another kernel_veth_name"
         }
+        (Step::MakeRouter, EPERM) => {
+            "a managed network needs root with CAP_SYS_ADMIN and CAP_NET_ADMIN. In Docker: --cap-add SYS_ADMIN --cap-add NET_ADMIN"
+        }
+        (Step::MakeRouter, EROFS) => {
+            "/proc/sys is read-only here. In Docker: --security-opt systempaths=unconfined"
+        }
         (_, EPERM) => "network needs CAP_NET_ADMIN in the caller. In Docker: --cap-add NET_ADMIN",
         (_, ENODEV) => "the interface vanished: does another child use the same names?",
         _ => "",
