@@ -14,7 +14,7 @@ pub use mounts::{MAX_MOUNTS, Mount};
 pub(crate) use network::{CHILD_PREFIX_V4, CHILD_PREFIX_V6, Managed, Pool};
 pub use network::{
     GLOBAL_V6, INTERNAL_V4, INTERNAL_V6, ManagedNetwork, NEVER_V4, NEVER_V6, Network, NetworkConfig,
-    Protocol, Rule, RuleError, Target, internal_v4, internal_v6, is_public, never,
+    Protocol, Rule, RuleError, Target, embedded, internal_v4, internal_v6, is_public, never,
 };
 
 /// The uid and gid of user code inside the child's user namespace.

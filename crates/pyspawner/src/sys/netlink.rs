@@ -95,6 +95,12 @@ impl Netlink {
         self.find(name)?.map(|link| link.index).ok_or(Errno::NODEV)
     }
 
+    /// All interfaces.
+    pub(crate) fn links(&mut self) -> Result<Vec<Link>> {
+        let answers = self.ask(RouteNetlinkMessage::GetLink(LinkMessage::default()), NLM_F_DUMP)?;
+        Ok(links(answers).collect())
+    }
+
     /// The destinations of all routes, of every table and both families. A default route has a prefix of length 0.
     pub(crate) fn destinations(&mut self) -> Result<Vec<IpNet>> {
         let answers = self.ask(RouteNetlinkMessage::GetRoute(RouteMessage::default()), NLM_F_DUMP)?;

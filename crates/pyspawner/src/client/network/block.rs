@@ -6,6 +6,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Range;
 use std::os::fd::OwnedFd;
+use std::sync::Mutex;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use rustix::io::Errno;
@@ -25,7 +26,7 @@ const LEAST_PREFIX: u8 = 8;
 pub(super) struct Block {
     pub(super) v4: Ipv4Net,
     pub(super) v6: Option<Ipv6Net>,
-    _locks: Vec<OwnedFd>,
+    locks: Mutex<Vec<OwnedFd>>,
 }
 
 impl Block {
@@ -43,11 +44,16 @@ impl Block {
             };
             match routes.iter().find(|route| networks.iter().any(|network| overlap(network, route))) {
                 Some(route) => clash = clash.or(Some(*route)),
-                None => return Ok(Self { v4, v6, _locks: locks }),
+                None => return Ok(Self { v4, v6, locks: Mutex::new(locks) }),
             }
         }
         let pool = pool.v6.map_or_else(|| pool.v4.to_string(), |v6| format!("{} or {v6}", pool.v4));
         Err(NetworkError::NoSubnet { pool, clash }.into())
+    }
+
+    /// Gives it back.
+    pub(super) fn unlock(&self) {
+        super::lock(&self.locks).clear();
     }
 
     /// What names the block: its interfaces and its table begin or end with that.
@@ -151,7 +157,7 @@ mod tests {
         let block = Block {
             v4: "198.19.4.0/22".parse().expect("v4"),
             v6: Some("fd00::400/118".parse().expect("v6")),
-            _locks: Vec::new(),
+            locks: Mutex::default(),
         };
         assert_eq!(block.children(), 1..256);
         assert_eq!(block.uplink()[0].address.to_string(), "198.19.4.2/30");

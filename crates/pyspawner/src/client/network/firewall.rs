@@ -6,6 +6,8 @@
 //!
 //! The host's table has the way out, and says once more what may not be.
 
+use std::os::fd::BorrowedFd;
+
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
@@ -153,9 +155,10 @@ fn judging(router: &Router) -> Table<'_> {
 }
 
 /// Makes the host's table, for the uplink of a block.
-pub(super) fn make_way_out(block: &Block, uplink: &str) -> Result<(), NetworkError> {
+pub(super) fn make_way_out(router: &Router, block: &Block) -> Result<(), NetworkError> {
     let name = format!("{TABLES}{}", block.tag());
-    let table = Table { name: &name, namespace: None };
+    let table = Table { name: &name, namespace: Some(router.host()) };
+    let uplink = router.uplink();
     let anybody = format!("{INTERFACES}*");
     let comes_in = || interface("iifname", uplink);
     let goes_out = || interface("oifname", uplink);
@@ -184,11 +187,12 @@ pub(super) fn make_way_out(block: &Block, uplink: &str) -> Result<(), NetworkErr
     table.run(&commands)
 }
 
-/// Takes away the host's table of a block.
-pub(super) fn remove_way_out(tag: &str) -> Result<(), NetworkError> {
+/// Takes away the host's table of a block: in the network namespace `host`, or in that of the calling thread. One that is not there is made
+/// first: somebody else may be sweeping too.
+pub(super) fn remove_way_out(tag: &str, host: Option<BorrowedFd<'_>>) -> Result<(), NetworkError> {
     let name = format!("{TABLES}{tag}");
-    let table = Table { name: &name, namespace: None };
-    table.run(&[table.delete()])
+    let table = Table { name: &name, namespace: host };
+    table.run(&[table.add(), table.delete()])
 }
 
 fn chain(policy: u8) -> String {

@@ -14,6 +14,7 @@ mod veth;
 use std::collections::VecDeque;
 use std::fs;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use rustix::fs::stat;
@@ -159,6 +160,18 @@ struct Egress {
     block: Block,
     router: Router,
     state: Mutex<State>,
+    /// Apart, so that the end of a child waits for nobody's spawn.
+    leaving: Mutex<Vec<Leaving>>,
+}
+
+/// A child that has ended, and whose place is free when its interface has gone. Mostly that goes with the child's namespace; but what the
+/// child has sent and nobody has taken keeps that alive for minutes.
+#[derive(Debug)]
+struct Leaving {
+    child: u16,
+    policy: u8,
+    interface: String,
+    since: Instant,
 }
 
 #[derive(Debug, Default)]
@@ -167,6 +180,8 @@ struct State {
     free: VecDeque<u16>,
     /// By number.
     policies: Vec<Option<InUse>>,
+    /// How many policies have been asked for.
+    asked: u64,
     /// What the router knows of them.
     addresses_of_host: Vec<IpNet>,
     is_closed: bool,
@@ -177,6 +192,7 @@ struct State {
 struct InUse {
     policy: Policy,
     children: usize,
+    last_asked: u64,
 }
 
 impl Egress {
@@ -186,10 +202,17 @@ impl Egress {
         let router = Router::make(&block)?;
         let state = State { free: block.children().collect(), ..State::default() };
         // From here on dropped, it takes everything back.
-        let egress =
-            Self { pool, namespace, owner: std::process::id(), block, router, state: Mutex::new(state) };
+        let egress = Self {
+            pool,
+            namespace,
+            owner: std::process::id(),
+            block,
+            router,
+            state: Mutex::new(state),
+            leaving: Mutex::default(),
+        };
         firewall::make_judge(&egress.router)?;
-        firewall::make_way_out(&egress.block, egress.router.uplink())?;
+        firewall::make_way_out(&egress.router, &egress.block)?;
         Ok(egress)
     }
 
@@ -198,6 +221,7 @@ impl Egress {
         if state.is_closed {
             return Err(Error::Closed);
         }
+        egress.settle(&mut state)?;
         let child = *state.free.front().ok_or(NetworkError::Exhausted {
             pool: egress.block.v4.to_string(),
             children: egress.block.children().len(),
@@ -209,12 +233,39 @@ impl Egress {
         Ok(Place { egress: Arc::clone(egress), child, policy, interface })
     }
 
+    /// Frees the places of those who have left. To delete an interface takes longer than a spawn, so it is done only where it must be.
+    fn settle(&self, state: &mut State) -> Result<(), Error> {
+        const PATIENCE: Duration = Duration::from_secs(1);
+        let mut leaving = lock(&self.leaving);
+        if leaving.is_empty() {
+            return Ok(());
+        }
+        let present = self.router.interfaces()?;
+        for one in std::mem::take(&mut *leaving) {
+            if present.contains(&one.interface) {
+                if !state.free.is_empty() && one.since.elapsed() < PATIENCE {
+                    leaving.push(one);
+                    continue;
+                }
+                self.router.remove_child(&one.interface);
+            }
+            self.router.forget(&self.block.addresses(one.child));
+            state.free.push_back(one.child);
+            if let Some(Some(used)) = state.policies.get_mut(usize::from(one.policy)) {
+                used.children -= 1;
+            }
+        }
+        Ok(())
+    }
+
     fn close(&self) {
-        let was_closed = std::mem::replace(&mut lock(&self.state).is_closed, true);
+        let mut state = lock(&self.state);
+        let was_closed = std::mem::replace(&mut state.is_closed, true);
         if !was_closed && std::process::id() == self.owner {
             // First the way, then its rules. Of these, what cannot be taken away is swept by the next one.
             self.router.disconnect();
-            let _ = firewall::remove_way_out(&self.block.tag());
+            let _ = firewall::remove_way_out(&self.block.tag(), Some(self.router.host()));
+            self.block.unlock();
         }
     }
 }
@@ -245,8 +296,10 @@ impl State {
             Some(index) => index,
             None => self.add(policy, router)?,
         };
+        self.asked += 1;
         if let Some(used) = &mut self.policies[index] {
             used.children += 1;
+            used.last_asked = self.asked;
         }
         // There is a child at least for each, and for the spare ones, and of these there are fewer than 256.
         Ok(u8::try_from(index).unwrap_or(u8::MAX))
@@ -257,7 +310,11 @@ impl State {
         let most = usize::from(u8::MAX) + 1;
         let is_full = self.policies.len() == most
             || self.policies.iter().filter(|slot| spare(slot)).count() >= SPARE_POLICIES;
-        let oldest = if is_full { self.policies.iter().position(spare) } else { None };
+        let oldest = || {
+            let spares = self.policies.iter().enumerate().filter(|(_, slot)| spare(slot));
+            spares.min_by_key(|(_, slot)| slot.as_ref().map(|used| used.last_asked)).map(|(index, _)| index)
+        };
+        let oldest = if is_full { oldest() } else { None };
         let index = match oldest {
             Some(index) => index,
             None => self.policies.iter().position(Option::is_none).unwrap_or(self.policies.len()),
@@ -266,7 +323,7 @@ impl State {
             self.policies.push(None);
         }
         let number = |index: usize| u8::try_from(index).unwrap_or(u8::MAX);
-        let before = self.policies[index].replace(InUse { policy, children: 0 });
+        let before = self.policies[index].replace(InUse { policy, children: 0, last_asked: 0 });
         let all: Vec<(u8, &Policy)> = self
             .policies
             .iter()
@@ -286,7 +343,7 @@ impl State {
     }
 }
 
-/// A child's place in a block. Dropped, it is free for a later child.
+/// A child's place in a block. Dropped, it is left to a later child.
 #[derive(Debug)]
 pub(super) struct Place {
     egress: Arc<Egress>,
@@ -301,6 +358,9 @@ impl Place {
     }
 
     fn make(&self, pid: i32) -> Result<ChildNetwork, Error> {
+        if lock(&self.egress.state).is_closed {
+            return Err(Error::Closed);
+        }
         let addresses = self.addresses();
         self.egress.router.add_child(&self.interface, IN_CHILD, &addresses, pid)?;
         Ok(ChildNetwork { interface: Some(IN_CHILD.to_owned()), addresses, ping: true })
@@ -312,12 +372,9 @@ impl Drop for Place {
         if std::process::id() != self.egress.owner {
             return;
         }
-        self.egress.router.forget(&self.addresses());
-        let mut state = lock(&self.egress.state);
-        state.free.push_back(self.child);
-        if let Some(Some(used)) = state.policies.get_mut(usize::from(self.policy)) {
-            used.children -= 1;
-        }
+        let interface = std::mem::take(&mut self.interface);
+        let leaving = Leaving { child: self.child, policy: self.policy, interface, since: Instant::now() };
+        lock(&self.egress.leaving).push(leaving);
     }
 }
 
@@ -326,7 +383,7 @@ fn sweep() -> Result<(), NetworkError> {
     for tag in nft::tables()?.iter().filter_map(|name| name.strip_prefix(firewall::TABLES)) {
         // Held until it is gone, so that nobody takes the block meanwhile.
         if let Some(_lock) = block::lock_left_behind(tag) {
-            firewall::remove_way_out(tag)?;
+            firewall::remove_way_out(tag, None)?;
         }
     }
     Ok(())

@@ -1,6 +1,6 @@
 //! The program `nft`, and the words of its JSON: libnftables-json(5).
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -26,6 +26,11 @@ pub(super) struct Table<'a> {
 impl Table<'_> {
     pub(super) fn create(&self) -> Value {
         json!({"create": {"table": {"family": FAMILY, "name": self.name}}})
+    }
+
+    /// The same, where it may be there already.
+    pub(super) fn add(&self) -> Value {
+        json!({"add": {"table": {"family": FAMILY, "name": self.name}}})
     }
 
     pub(super) fn delete(&self) -> Value {
@@ -130,11 +135,20 @@ fn nft(arguments: &[&str], input: &str, namespace: Option<BorrowedFd<'_>>) -> Re
         // One that does not read says why on its standard error.
         let _ = stdin.write_all(input.as_bytes());
     }
-    let ended = process.wait_with_output().map_err(failed)?;
-    if ended.status.success() {
-        return Ok(String::from_utf8_lossy(&ended.stdout).into_owned());
+    let (mut output, mut said) = (String::new(), String::new());
+    for (pipe, text) in [
+        (process.stdout.take().map(|pipe| Box::new(pipe) as Box<dyn Read>), &mut output),
+        (process.stderr.take().map(|pipe| Box::new(pipe) as Box<dyn Read>), &mut said),
+    ] {
+        pipe.map_or(Ok(0), |mut pipe| pipe.read_to_string(text)).map_err(failed)?;
     }
-    Err(NetworkError::Nft { said: String::from_utf8_lossy(&ended.stderr).trim().to_owned() })
+    let has_worked = match process.wait() {
+        Ok(status) => status.success(),
+        // Somebody else has reaped it: the caller may ignore SIGCHLD, or have a handler that waits for everybody.
+        Err(error) if error.raw_os_error() == Some(libc::ECHILD) => said.is_empty(),
+        Err(error) => return Err(failed(error)),
+    };
+    if has_worked { Ok(output) } else { Err(NetworkError::Nft { said: said.trim().to_owned() }) }
 }
 
 pub(super) fn is_one_of(protocols: &[&str]) -> Value {

@@ -9,7 +9,7 @@ use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
 
-use crate::config::{Managed, Protocol, Rule, Target, is_public, never};
+use crate::config::{Managed, Protocol, Rule, Target, embedded, is_public, never};
 use crate::error::NetworkError;
 use crate::protocol::FileOrder;
 
@@ -66,14 +66,21 @@ pub(super) fn resolve(managed: &Managed) -> Result<Resolved, NetworkError> {
     }
     let mut deny = Vec::new();
     for rule in &managed.deny {
-        let Target::Name(name) = &rule.target else {
+        if let Target::Name(name) = &rule.target {
+            let found = look_up(name, ipv6)?.into_iter();
+            deny.extend(found.map(|address| Endpoint { network: Some(address.into()), ..endpoint(rule) }));
+        } else {
             deny.push(endpoint(rule));
-            continue;
-        };
-        for address in look_up(name, ipv6)? {
-            deny.push(Endpoint { network: Some(address.into()), ..endpoint(rule) });
         }
     }
+    // There may be a NAT64 behind the host.
+    let again = deny.iter().filter_map(|denied| match denied.network {
+        Some(IpNet::V4(network)) => {
+            Some(Endpoint { network: Some(embedded(network).into()), ..denied.clone() })
+        }
+        _ => None,
+    });
+    deny.extend(again.collect::<Vec<_>>());
     let dns = match &managed.dns {
         Some(dns) => dns.clone(),
         None if allow.is_empty() => resolvers_of_host(ipv6)?,

@@ -3,8 +3,8 @@
 //! It has one interface for each child and one to the host, the uplink. It has no process in it and no name: who holds its descriptor keeps
 //! it, so it goes with the caller, and all that is in it.
 
-use std::fs::File;
-use std::io::Write;
+use std::collections::HashSet;
+use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Mutex;
 
@@ -27,13 +27,16 @@ use super::firewall::INTERFACES;
 /// The router's interface to the host.
 pub(super) const UPLINK: &str = "uplink";
 
-/// What makes a network namespace forward.
-const SETTINGS: [(&str, bool); 2] =
-    [("/proc/sys/net/ipv4/ip_forward", false), ("/proc/sys/net/ipv6/conf/all/forwarding", true)];
+/// Settings of a network namespace that forwards, and tells as often as it must that it does not.
+const SETTINGS: [(&str, &str); 2] = [("ipv4/ip_forward", "1"), ("ipv4/icmp_ratelimit", "0")];
+/// The same of IPv6.
+const SETTINGS_V6: [(&str, &str); 2] = [("ipv6/conf/all/forwarding", "1"), ("ipv6/icmp/ratelimit", "0")];
 
 /// A router that exists.
 #[derive(Debug)]
 pub(super) struct Router {
+    /// Where the uplink leads to.
+    host: OwnedFd,
     namespace: OwnedFd,
     netlink: Mutex<Netlink>,
     conntrack: Conntrack,
@@ -45,6 +48,7 @@ impl Router {
     /// Makes one, with its uplink.
     pub(super) fn make(block: &Block) -> Result<Self, Error> {
         let ipv6 = block.v6.is_some();
+        let host = own_namespace()?;
         // A thread that leaves the host's network does not come back.
         let made = std::thread::Builder::new()
             .name("pyspawner-router".to_owned())
@@ -54,7 +58,12 @@ impl Router {
         let (namespace, mut netlink, conntrack) = made.map_err(|_| Error::io("thread")(Errno::IO))??;
         let uplink = format!("{INTERFACES}{}", block.tag());
         connect(&namespace, &mut netlink, &uplink, &block.uplink())?;
-        Ok(Self { namespace, netlink: Mutex::new(netlink), conntrack, uplink })
+        Ok(Self { host, namespace, netlink: Mutex::new(netlink), conntrack, uplink })
+    }
+
+    /// The network namespace of the host's end of the uplink.
+    pub(super) fn host(&self) -> BorrowedFd<'_> {
+        self.host.as_fd()
     }
 
     pub(super) fn namespace(&self) -> BorrowedFd<'_> {
@@ -86,6 +95,12 @@ impl Router {
             let _ = netlink.delete(index);
         }
         configured
+    }
+
+    /// The names of all interfaces here.
+    pub(super) fn interfaces(&self) -> Result<HashSet<String>, Failure> {
+        let links = lock(&self.netlink).links().fail_at(Layer::Network, Step::FindInterface)?;
+        Ok(links.into_iter().map(|link| link.name).collect())
     }
 
     /// Cuts a child off.
@@ -128,16 +143,28 @@ fn remove(netlink: &mut Netlink, name: &str) -> rustix::io::Result<()> {
 fn enter_new_namespace(ipv6: bool) -> Result<(OwnedFd, Netlink, Conntrack), Error> {
     // SAFETY: it is not CLONE_FILES, the one that takes descriptors from under their owners.
     unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.fail_at(Layer::Network, Step::MakeRouter)?;
-    for (path, _) in SETTINGS.into_iter().filter(|(_, is_v6)| ipv6 || !is_v6) {
-        let written = File::options().write(true).open(path).and_then(|mut file| file.write_all(b"1"));
-        written.fail_at(Layer::Network, Step::MakeRouter)?;
+    let of_v6 = if ipv6 { &SETTINGS_V6[..] } else { &[] };
+    for (name, value) in SETTINGS.iter().chain(of_v6) {
+        set(name, value)?;
     }
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let namespace =
-        open("/proc/thread-self/ns/net", flags, Mode::empty()).fail_at(Layer::Network, Step::MakeRouter)?;
+    let namespace = own_namespace()?;
     let netlink = Netlink::open().fail_at(Layer::Network, Step::OpenNetlink)?;
     let conntrack = Conntrack::open().fail_at(Layer::Network, Step::OpenNetlink)?;
     Ok((namespace, netlink, conntrack))
+}
+
+fn own_namespace() -> Result<OwnedFd, Failure> {
+    open("/proc/thread-self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .fail_at(Layer::Network, Step::MakeRouter)
+}
+
+/// Writes a setting below `/proc/sys/net`, unless it is so already: in a container that may be read-only.
+fn set(name: &str, value: &str) -> Result<(), Failure> {
+    let path = format!("/proc/sys/net/{name}");
+    if fs::read_to_string(&path).is_ok_and(|now| now.trim() == value) {
+        return Ok(());
+    }
+    fs::write(path, value).fail_at(Layer::Network, Step::MakeRouter)
 }
 
 /// Makes the uplink, from the network namespace of the calling thread.
@@ -153,6 +180,11 @@ fn connect(
     let index = host.index(name).fail_at(Layer::Network, Step::FindInterface)?;
     let connected = (|| {
         configure(&mut host, index, addresses.iter().filter_map(gateway))?;
+        // A host may forward, and not from what is new.
+        for end in addresses {
+            let family = if end.gateway.is_ipv4() { "ipv4" } else { "ipv6" };
+            set(&format!("{family}/conf/{name}/forwarding"), "1")?;
+        }
         let there = router.index(UPLINK).fail_at(Layer::Network, Step::FindInterface)?;
         configure(router, there, addresses.iter().map(|end| end.address))?;
         for end in addresses {

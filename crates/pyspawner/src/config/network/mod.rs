@@ -8,7 +8,8 @@ mod veth;
 pub use managed::ManagedNetwork;
 pub(crate) use managed::{CHILD_PREFIX_V4, CHILD_PREFIX_V6, Managed, Pool};
 pub use ranges::{
-    GLOBAL_V6, INTERNAL_V4, INTERNAL_V6, NEVER_V4, NEVER_V6, internal_v4, internal_v6, is_public, never,
+    GLOBAL_V6, INTERNAL_V4, INTERNAL_V6, NEVER_V4, NEVER_V6, embedded, internal_v4, internal_v6, is_public,
+    never,
 };
 pub use rules::{Protocol, Rule, RuleError, Target};
 pub use veth::NetworkConfig;

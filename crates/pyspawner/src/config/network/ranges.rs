@@ -120,7 +120,8 @@ pub fn internal_v6() -> Vec<Ipv6Net> {
 }
 
 /// What NAT64 makes of an IPv4 network.
-fn embedded(net: Ipv4Net) -> Ipv6Net {
+#[must_use]
+pub fn embedded(net: Ipv4Net) -> Ipv6Net {
     let address = NAT64.addr().to_bits() | u128::from(net.addr().to_bits());
     Ipv6Net::new_assert(Ipv6Addr::from_bits(address), NAT64.prefix_len() + net.prefix_len())
 }
