@@ -196,7 +196,7 @@ def world() -> Iterator[World]:
     with contextlib.ExitStack() as stack:
         namespaces = {name: stack.enter_context(netns.new()) for name in _NUMBERS}
         _connect(namespaces)
-        servers = {name: stack.enter_context(_server(name, namespaces[name])) for name in _NUMBERS}
+        servers = {name: stack.enter_context(server(name, namespaces[name])) for name in _NUMBERS}
         places = {name.lower(): Place(namespaces[name], _addresses(name), servers[name]) for name in _NUMBERS}
         caller = stack.enter_context(Caller(namespaces["host"]))
         made = World(**places, caller=caller)
@@ -260,17 +260,18 @@ def _wait_for(namespace: Namespace, interface: str) -> None:
 
 
 @contextlib.contextmanager
-def _server(name: str, namespace: Namespace) -> Iterator[Connection]:
+def server(name: str, namespace: Namespace, interface: str = "uplink") -> Iterator[Connection]:
+    """Answer in a namespace at all of its addresses, and remember what comes by an interface."""
     ours, theirs = Pipe()
     with ours:
         with theirs:
-            program = [sys.executable, internet_server.__file__, name, "uplink", str(theirs.fileno())]
-            server = subprocess.Popen(namespace.command(*program), pass_fds=[theirs.fileno()])
+            program = [sys.executable, internet_server.__file__, name, interface, str(theirs.fileno())]
+            process = subprocess.Popen(namespace.command(*program), pass_fds=[theirs.fileno()])
         try:
             yield ours
         finally:
-            server.kill()
-            server.wait()
+            process.kill()
+            process.wait()
 
 
 def probe_from(namespace: Namespace, targets: Sequence[str], *, seconds: float = 1) -> dict[str, str]:
@@ -283,7 +284,7 @@ def send_as(source: str, target: str) -> list[str]:
     return [sys.executable, probes.__file__, "as", source, target]
 
 
-def _allow_pings(pid: int) -> None:
+def allow_pings(pid: int) -> None:
     """Let all groups of a child's namespace send echo requests; a new one lets none.
 
     It is told from inside: the sysctl takes no group as high as those that a child has on the host.
@@ -323,5 +324,5 @@ def probe_at_once(
             for sandbox, targets in children
         ]
         for child in spawned:
-            _allow_pings(child.pid)
+            allow_pings(child.pid)
         return [json.loads(outcome.text) for outcome in pool.map(support.communicate, spawned)]

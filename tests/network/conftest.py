@@ -1,0 +1,28 @@
+"""A world, and a caller on its host that knows a resolver."""
+
+from __future__ import annotations
+
+import managed_support
+import pytest
+
+import internet
+
+
+@pytest.fixture(scope="module")
+def world():
+    with internet.world() as world:
+        yield world
+
+
+@pytest.fixture(scope="module")
+def caller(world, tmp_path_factory):
+    """A caller whose resolver is one of the Internet."""
+    with managed_support.caller_of(world.host.namespace, tmp_path_factory.mktemp("etc")) as caller:
+        yield caller
+
+
+@pytest.fixture
+def own_caller(world, tmp_path):
+    """The same for one test, which may break what it likes."""
+    with managed_support.caller_of(world.host.namespace, tmp_path) as caller:
+        yield caller
