@@ -180,7 +180,6 @@ def test_nobody_hears_what_is_for_many(world, caller):
         assert sibling.run("answer = heard") == []
 
 
-@pytest.mark.xfail(reason="only the addresses of the host itself are told from the public ones", strict=True)
 def test_public_addresses_in_the_networks_of_the_host_are_not_the_internet(world, caller):
     with children(caller, documented(), managed()) as (unmanaged, child):
         assert unmanaged.reached(targets(PUBLIC_OTHER[:1]), seconds=30) == targets(PUBLIC_OTHER[:1])

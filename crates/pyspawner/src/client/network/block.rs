@@ -18,8 +18,8 @@ use crate::layer::Layer;
 use crate::protocol::ChildAddress;
 use crate::sys::netlink::Netlink;
 
-/// Routes to so much lead to the Internet, and to no network of somebody's own.
-const LEAST_PREFIX: u8 = 8;
+/// Networks that are larger are the Internet, and nobody's own.
+pub(super) const LEAST_PREFIX: u8 = 8;
 
 /// A block, for as long as the process has it.
 #[derive(Debug)]

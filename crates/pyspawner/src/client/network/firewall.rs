@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::config::{GLOBAL_V6, NEVER_V4, NEVER_V6, Protocol, internal_v4, internal_v6};
 use crate::error::NetworkError;
 
-use super::block::Block;
+use super::block::{Block, LEAST_PREFIX};
 use super::nft::{
     Table, accept, accepting, drop_it, dropping, from, interface, is_one_of, matches, meta, payload, refuse,
     refusing, to,
@@ -63,8 +63,10 @@ pub(super) fn make_judge(router: &Router) -> Result<(), NetworkError> {
     let v6: Vec<IpNet> = internal_v6().into_iter().map(IpNet::from).collect();
     commands.push(table.add_set("internal4", "ipv4_addr", &v4));
     commands.push(table.add_set("internal6", "ipv6_addr", &v6));
-    commands.push(table.add_set("host4", "ipv4_addr", &[]));
-    commands.push(table.add_set("host6", "ipv6_addr", &[]));
+    for name in ["host", "lan"] {
+        commands.push(table.add_set(&format!("{name}4"), "ipv4_addr", &[]));
+        commands.push(table.add_set(&format!("{name}6"), "ipv6_addr", &[]));
+    }
     commands.push(table.add_hook("from_children", "prerouting", BEFORE_DNAT, "accept"));
     commands.push(table.add_hook("through", "forward", BEFORE_FILTER, "drop"));
     commands.push(table.add_hook("to_router", "input", BEFORE_FILTER, "drop"));
@@ -106,13 +108,18 @@ pub(super) fn make_judge(router: &Router) -> Result<(), NetworkError> {
     table.run(&commands)
 }
 
-/// Tells the router all addresses of the host: what is sent to them would not leave it.
+/// Tells the router all addresses of the host: what is sent to them would not leave it. And its networks, which may have public addresses
+/// and be no stranger's.
 pub(super) fn tell_addresses_of_host(router: &Router, addresses: &[IpNet]) -> Result<(), NetworkError> {
     let table = judging(router);
-    let (v4, v6): (Vec<IpNet>, Vec<IpNet>) =
-        addresses.iter().map(|network| IpNet::from(network.addr())).partition(|one| one.addr().is_ipv4());
+    let by_family = |networks: Vec<IpNet>| -> (Vec<IpNet>, Vec<IpNet>) {
+        networks.into_iter().partition(|one| one.addr().is_ipv4())
+    };
+    let (v4, v6) = by_family(addresses.iter().map(|network| network.addr().into()).collect());
+    let networks = addresses.iter().filter(|network| network.prefix_len() >= LEAST_PREFIX);
+    let (lan4, lan6) = by_family(networks.map(IpNet::trunc).collect());
     let mut commands = Vec::new();
-    for (name, networks) in [("host4", v4), ("host6", v6)] {
+    for (name, networks) in [("host4", v4), ("host6", v6), ("lan4", lan4), ("lan6", lan6)] {
         commands.push(table.flush_set(name));
         if !networks.is_empty() {
             commands.push(table.add_elements(name, &networks));
@@ -255,10 +262,13 @@ fn places(endpoint: &Endpoint) -> Vec<(Vec<Value>, bool)> {
     if let Some(network) = &endpoint.network {
         return vec![(vec![to(network)], network.addr().is_ipv6())];
     }
-    let v4 = (vec![matches("!=", &payload("ip", "daddr"), &json!("@internal4"))], false);
-    let v6 = GLOBAL_V6.iter().map(|range| {
-        (vec![to(&(*range).into()), matches("!=", &payload("ip6", "daddr"), &json!("@internal6"))], true)
-    });
+    let not_in = |protocol, sets: [&str; 2]| {
+        sets.map(|set| matches("!=", &payload(protocol, "daddr"), &json!(set))).to_vec()
+    };
+    let v4 = (not_in("ip", ["@internal4", "@lan4"]), false);
+    let v6 = GLOBAL_V6
+        .iter()
+        .map(|range| ([vec![to(&(*range).into())], not_in("ip6", ["@internal6", "@lan6"])].concat(), true));
     [v4].into_iter().chain(v6).collect()
 }
 
