@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from managed_support import SERVE, children, documented, left_in
 
-import netnsfrom managed_support import SERVE, children, documented, left_in
-
+import netns
 import pyspawner
 from internet import HOST, INTERNAL, METADATA, OTHER, PUBLIC, SPECIAL, targets
 
