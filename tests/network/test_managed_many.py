@@ -82,41 +82,42 @@ def test_each_child_is_judged_by_its_own_policy_while_others_come_and_go(caller)
 
 BEGIN = """
 import socket
-sockets = []
-for address in addresses:
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    caller = socket.socket(family, socket.SOCK_DGRAM)
-    if family == socket.AF_INET6:
-        caller.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-    caller.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", 4444))
-    caller.connect((address, 9999))
-    caller.send(b"hello")
-    caller.settimeout(60)
-    caller.recv(100)
-    sockets.append(caller)
+sender = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
+sender.settimeout(60)
+sender.bind(("", 4444))
+sender.connect((address, 7777))
+sender.send(b"hello")
+answer = sender.recv(100).decode()
 """
 
 LISTEN = """
 import socket
-sockets = []
-for family in (socket.AF_INET, socket.AF_INET6):
-    listener = socket.socket(family, socket.SOCK_DGRAM)
-    if family == socket.AF_INET6:
-        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-    listener.bind(("", 4444))
-    listener.settimeout(seconds)
-    sockets.append(listener)
+sender = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
+sender.bind(("", 4444))
 """
 
 HEAR = """
-answer = []
-for each in sockets:
-    each.settimeout(seconds)
-    try:
-        answer.append(each.recv(100).decode())
-    except TimeoutError:
-        answer.append(None)
+sender.settimeout(seconds)
+try:
+    answer = sender.recv(100).decode()
+except TimeoutError:
+    answer = None
 """
+
+IN_EACH_FAMILY = pytest.mark.parametrize(
+    ("address", "index"),
+    [
+        (WEB4, 0),
+        pytest.param(
+            WEB6,
+            1,
+            marks=pytest.mark.xfail(
+                reason="Linux deletes by an IPv6 source what has any other: own connections stay, others' go",
+                strict=True,
+            ),
+        ),
+    ],
+)
 
 
 def known(namespace, address: str) -> list[str]:
@@ -128,52 +129,58 @@ def known(namespace, address: str) -> list[str]:
     ]
 
 
+@pytest.fixture
+def answer_late(world):
+    with late_server(world.internet.namespace) as answer_late:
+        yield answer_late
+
+
 @pytest.mark.parametrize("end", ["ends", "is killed"])
-def test_a_place_is_reused_and_late_answers_are_not_delivered(own_caller, end):
-    sandbox = managed(**ONE_CHILD)
-    with children(own_caller, sandbox) as [first]:
-        addresses, between = first.addresses, router(first)
-        first.run(BEGIN, addresses=[WEB4, WEB6])
-        assert [len(known(between, address)) for address in addresses] == [1, 1]
+@IN_EACH_FAMILY
+def test_what_a_child_has_begun_is_forgotten_when_its_place_is_used_again(
+    own_caller, answer_late, address, index, end
+):
+    with children(own_caller, managed(**ONE_CHILD)) as [first]:
+        own, between = first.addresses[index], router(first)
+        assert first.run(BEGIN, address=address) == "at once"
+        assert len(known(between, own)) == 1
         if end == "is killed":
             own_caller(kill_child, first.pid)
-    with children(own_caller, sandbox) as [second]:
-        assert second.addresses == addresses
-        assert [len(known(between, address)) for address in addresses] == [0, 0]
-        assert second.run(FETCH, address=WEB4)["place"] == "Internet"
+    with children(own_caller, managed(**ONE_CHILD)) as [second]:
+        assert second.addresses[index] == own
+        assert known(between, own) == []
 
 
-def test_late_answers_reach_the_child_that_asked_and_not_the_next(world, own_caller):
-    sandbox = managed(**ONE_CHILD)
-    with late_server(world.internet.namespace) as answer_late:
-        with children(own_caller, sandbox) as [first]:
-            first.run(BEGIN.replace("9999", "7777"), addresses=[WEB4, WEB6])
-            answer_late()
-            assert first.run(HEAR, seconds=60) == ["late", "late"]
-        with children(own_caller, sandbox) as [second]:
-            second.run(LISTEN, seconds=60)
-            answer_late()
-            # What the server sent is past when it has answered to another child of the same way.
-            assert second.run(FETCH, address=WEB4)["place"] == "Internet"
-            assert second.run(FETCH, address=WEB6)["place"] == "Internet"
-            assert second.run(HEAR, seconds=0.5) == [None, None]
+@IN_EACH_FAMILY
+def test_late_answers_reach_the_child_that_asked_and_not_the_next(own_caller, answer_late, address, index):
+    with children(own_caller, managed(**ONE_CHILD)) as [first]:
+        first.run(BEGIN, address=address)
+        answer_late()
+        assert first.run(HEAR, seconds=60) == "late"
+    with children(own_caller, managed(**ONE_CHILD)) as [second]:
+        second.run(LISTEN, address=address)
+        answer_late()
+        # What the server has sent came before this.
+        assert second.fetch(address)["place"] == "Internet"
+        assert second.run(HEAR, seconds=0.5) is None
 
 
 @pytest.mark.parametrize("end", ["ends", "is killed"])
-def test_what_others_have_begun_is_not_forgotten_when_a_child_goes(world, caller, end):
-    with late_server(world.internet.namespace) as answer_late, children(caller, managed()) as [stays]:
-        stays.run(BEGIN.replace("9999", "7777"), addresses=[WEB4, WEB6])
-        with children(caller, managed()) as [goes]:
-            goes.run(BEGIN, addresses=[WEB4, WEB6])
-            addresses, between = goes.addresses, router(goes)
+@IN_EACH_FAMILY
+def test_what_others_have_begun_is_not_forgotten_when_a_child_goes(
+    own_caller, answer_late, address, index, end
+):
+    with children(own_caller, managed()) as [stays]:
+        stays.run(BEGIN, address=address)
+        with children(own_caller, managed()) as [goes]:
+            goes.run(BEGIN, address=address)
             if end == "is killed":
-                caller(kill_child, goes.pid)
-        # The place is free when somebody else may have it.
-        caller(spawn_all, [managed()])
-        assert eventually(lambda: [known(between, address) for address in addresses] == [[], []])
+                own_caller(kill_child, goes.pid)
+        # Whoever is spawned next takes what has become free.
+        own_caller(spawn_all, [managed()])
+        assert len(known(router(stays), stays.addresses[index])) == 1
         answer_late()
-        assert stays.run(HEAR, seconds=60) == ["late", "late"]
-        assert [len(known(between, address)) for address in stays.addresses] == [1, 1]
+        assert stays.run(HEAR, seconds=5) == "late"
 
 
 def test_a_place_works_at_once_for_a_child_with_another_policy(own_caller):
