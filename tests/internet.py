@@ -207,16 +207,16 @@ def world() -> Iterator[World]:
         yield made
 
 
+ALL_ERRORS = {"ipv4__icmp_ratemask": 0, "ipv6__icmp__ratemask": 0, "ipv6__icmp__ratelimit": 0}
+"""No message of an error is held back because there are many."""
+
 # What a namespace begins with is partly the machine's.
 _SETTINGS = {
     "ipv4__ip_forward": 0,
     "ipv4__conf__all__rp_filter": 0,
     "ipv4__conf__default__rp_filter": 0,
     "ipv4__ping_group_range": "0 2147483647",
-    # No message of an error is held back because there are many.
-    "ipv4__icmp_ratemask": 0,
-    "ipv6__icmp__ratemask": 0,
-    "ipv6__icmp__ratelimit": 0,
+    **ALL_ERRORS,
 }
 
 

@@ -18,6 +18,8 @@ def world():
 def caller(world, tmp_path_factory):
     """A caller whose resolver is one of the Internet."""
     with managed_support.caller_of(world.host.namespace, tmp_path_factory.mktemp("etc")) as caller:
+        with managed_support.children(caller, managed_support.managed()) as [child]:
+            managed_support.router(child).sysctl(**internet.ALL_ERRORS)
         yield caller
 
 
