@@ -69,14 +69,19 @@ class Namespace:
     def command(self, *argv: str) -> list[str]:
         return ["nsenter", f"--net={self.path}", "--", *argv]
 
-    def run(self, *argv: str) -> str:
-        done = subprocess.run(self.command(*argv), check=False, capture_output=True, text=True)
+    def run(self, *argv: str, stdin: str = "") -> str:
+        done = subprocess.run(self.command(*argv), check=False, capture_output=True, text=True, input=stdin)
         assert done.returncode == 0, done
         return done.stdout
 
-    def ip(self, command: str) -> None:
+    def ip(self, *commands: str) -> None:
         """Change something with ip(8)."""
-        self.run("ip", *command.split())
+        self.run("ip", "-batch", "-", stdin="\n".join(commands))
+
+    def sysctl(self, **settings: object) -> None:
+        """Set what is below ``/proc/sys/net``, as in ``ipv4__ip_forward=1``."""
+        words = [f"net.{name.replace('__', '.')}={value}" for name, value in settings.items()]
+        self.run("sysctl", "-qw", *words)
 
     def look(self) -> View:
         interfaces = json.loads(self.run("ip", "-json", "-details", "address"))
