@@ -1,16 +1,24 @@
 //! The caller's half of the layer `network`.
 //!
 //! A managed child takes a place in a block of addresses (`block.rs`), to which a table of the firewall belongs (`firewall.rs`) that has its
-//! policy (`policy.rs`). Its veth pair is all that is made for it alone (`veth.rs`).
+//! policy (`policy.rs`). Its veth pair is all that is made for it alone (`veth.rs`). A caller that is not root has another way
+//! (`rootless.rs`), with the same rules (`judge.rs`).
 
 mod block;
 mod conntrack;
 mod firewall;
+mod judge;
+mod nft;
+mod pasta;
 mod policy;
+mod program;
+mod rootless;
+mod table;
 mod veth;
 
 use std::collections::VecDeque;
 use std::fs;
+use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex};
 
 use rustix::fs::stat;
@@ -20,10 +28,12 @@ use crate::error::{Error, NetworkError};
 use crate::protocol::{ChildAddress, ChildNetwork, FileOrder};
 use crate::sys::netlink::Neighbours;
 
-use super::lock;
+use super::companions::Companions;
+use super::{Interrupt, lock};
 use block::Block;
 use firewall::Firewall;
 use policy::{Policy, resolve};
+use rootless::Rootless;
 use veth::{Plan, Veth};
 
 /// The name of a managed child's interface, for it.
@@ -33,9 +43,10 @@ const IN_CHILD: &str = "eth0";
 const SPARE_POLICIES: usize = 32;
 
 /// The managed networks of a Client.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Networks {
     egresses: Mutex<Vec<Arc<Egress>>>,
+    companions: Arc<Companions>,
 }
 
 /// What a child's network is to be, with all that can fail before there is a child.
@@ -43,22 +54,42 @@ pub(super) struct Networks {
 pub(super) struct Prepared<'a> {
     network: &'a Network,
     /// Of a managed one.
-    place: Option<Place>,
+    way: Option<Way>,
     /// What the child is to find in its root.
     pub(super) files: Vec<FileOrder>,
 }
 
+/// A managed child's way out.
+#[derive(Debug)]
+enum Way {
+    /// Through the host's network, which root can set up.
+    Host(Place),
+    /// Through sockets of the caller's user.
+    Rootless(Rootless),
+}
+
 impl Networks {
+    pub(super) fn new(companions: Companions) -> Self {
+        Self { egresses: Mutex::default(), companions: Arc::new(companions) }
+    }
+
     /// Prepares a child's network.
     pub(super) fn prepare<'a>(&self, network: &'a Network) -> Result<Prepared<'a>, Error> {
         let Network::Managed(managed) = network else {
-            return Ok(Prepared { network, place: None, files: Vec::new() });
+            return Ok(Prepared { network, way: None, files: Vec::new() });
         };
-        let managed = managed.read()?;
+        let mut managed = managed.read()?;
+        let is_rootless = rootless::is_needed()?;
+        if is_rootless {
+            managed.pool = rootless::usable(managed.pool)?;
+        }
         let resolved = resolve(&managed)?;
-        let egress = self.egress(&managed)?;
-        let place = Egress::place(&egress, resolved.policy)?;
-        Ok(Prepared { network, place: Some(place), files: resolved.files })
+        let way = if is_rootless {
+            Way::Rootless(Rootless::new(&managed.pool, &resolved.policy, &self.companions)?)
+        } else {
+            Way::Host(Egress::place(&self.egress(&managed)?, resolved.policy)?)
+        };
+        Ok(Prepared { network, way: Some(way), files: resolved.files })
     }
 
     /// Cuts off the children that live, and takes away everything.
@@ -66,6 +97,7 @@ impl Networks {
         for egress in lock(&self.egresses).drain(..) {
             egress.close();
         }
+        self.companions.end_all();
     }
 
     /// The one of this pool, in the network namespace of the calling thread.
@@ -96,29 +128,38 @@ impl Networks {
 }
 
 impl Prepared<'_> {
-    /// Makes the caller's half for the child `pid`, and answers the child's.
-    pub(super) fn make(&self, pid: i32) -> Result<(Option<Veth>, ChildNetwork), Error> {
-        match (self.network, &self.place) {
+    /// Makes the caller's half for a child, and answers the child's.
+    pub(super) fn make(
+        &self,
+        pid: i32,
+        pidfd: BorrowedFd<'_>,
+        interrupt: Interrupt<'_>,
+    ) -> Result<(Option<Veth>, ChildNetwork), Error> {
+        match (self.network, &self.way) {
             (Network::Veth(config), _) => {
                 let (plan, half) = veth::of_user(config)?;
                 Ok((Some(plan.make(pid)?), half))
             }
-            (Network::Managed(_), Some(place)) => {
+            (_, Some(Way::Host(place))) => {
                 let (veth, half) = place.make(pid)?;
                 Ok((Some(veth), half))
             }
+            (_, Some(Way::Rootless(rootless))) => Ok((None, rootless.make(pid, pidfd, interrupt)?)),
             _ => Ok((None, ChildNetwork::default())),
         }
     }
 
     /// What the child keeps for as long as it lives.
     pub(super) fn into_place(self) -> Option<Place> {
-        self.place
+        match self.way {
+            Some(Way::Host(place)) => Some(place),
+            _ => None,
+        }
     }
 
     /// In words.
     pub(super) fn describe(&self) -> String {
-        match (self.network, &self.place) {
+        match (self.network, &self.way) {
             (Network::Veth(network), _) => format!(
                 "veth pair {} {} and {} {}",
                 network.kernel_veth_name,
@@ -126,9 +167,12 @@ impl Prepared<'_> {
                 network.child_veth_name,
                 network.child_ipv4_address
             ),
-            (Network::Managed(managed), Some(place)) => {
-                let addresses: Vec<_> =
-                    place.addresses().iter().map(|end| end.address.addr().to_string()).collect();
+            (Network::Managed(managed), Some(way)) => {
+                let (addresses, by) = match way {
+                    Way::Host(place) => (place.addresses(), place.interface.as_str()),
+                    Way::Rootless(rootless) => (rootless.addresses.clone(), "pasta"),
+                };
+                let addresses: Vec<_> = addresses.iter().map(|end| end.address.addr().to_string()).collect();
                 let reach = if managed.allow.is_empty() {
                     "the public Internet".to_owned()
                 } else {
@@ -139,7 +183,7 @@ impl Prepared<'_> {
                 } else {
                     format!(", less {}", managed.deny.join(" "))
                 };
-                format!("{} by {}: {reach}{less}", addresses.join(" and "), place.interface)
+                format!("{} by {by}: {reach}{less}", addresses.join(" and "))
             }
             _ => "only a lo, which is up".to_owned(),
         }
