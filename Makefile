@@ -35,7 +35,7 @@ lint: build ## Formatting, lints, types, and Rust's documentation, with no warni
 	$(BIN)/pyright --warnings
 
 bench: build ## Against pyspawner 1.0, forkserver, os.fork, bubblewrap and sandlock, in one run.
-	tools/apt-install bubblewrap libcap2
+	tools/apt-install bubblewrap libcap2 nftables
 	$(BIN)/python benches/run.py $(BENCH_OPTIONS)
 
 # Coverage for libFuzzer without a nightly compiler; the decoder has no unsafe code for a sanitizer to watch.

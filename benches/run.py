@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from bench import contestants, environments, harness, layers, outcomes, report, workloads
+from bench import contestants, environments, harness, layers, networks, outcomes, report, workloads
 
 QUICK_RUNS = 10
 
@@ -41,11 +41,18 @@ def main() -> int:
     facts["load average after"] = round(os.getloadavg()[0], 1)
     parts = layers.measure(runs)
     others = outcomes.measure(quick=options.quick)
-    tables = [*layers.markdown(parts), "", *outcomes.markdown(others)]
+    networked = networks.measure(quick=options.quick)
+    tables = [*layers.markdown(parts), "", *outcomes.markdown(others), "", *networks.markdown(networked)]
     text = report.markdown(results, tables, facts)
     print(text, end="")
     if options.write:
-        report.write(options.write, results, {"parts of a spawn": parts, "outcomes": others}, facts, text)
+        report.write(
+            options.write,
+            results,
+            {"parts of a spawn": parts, "outcomes": others, "networks": networked},
+            facts,
+            text,
+        )
     failed = report.errors(results)
     for name, reason in failed.items():
         print(f"error: {name}: {reason}", file=sys.stderr)

@@ -7,16 +7,24 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+import internet
 import pyspawner
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from _pytest.mark import ParameterSet
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
     *(ROOT / f"{name}.md" for name in ("README", "ARCHITECTURE", "SECURITY", "CONTRIBUTING", "CHANGELOG")),
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
+NETWORK_PAGE = ROOT / "docs" / "network.md"
 FOLDERS = "crates|python|tests|examples|docs|benches|fuzz|tools"
 
 
@@ -75,11 +83,6 @@ def targets() -> set[str]:
 
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
-SCRIPTS = [
-    pytest.param(block, id=f"{name(block.page)}:{block.line}")
-    for block in BLOCKS
-    if block.language == "python"
-]
 LINKS = [
     pytest.param(page, link, id=f"{name(page)} to {link}")
     for page in PAGES
@@ -93,22 +96,54 @@ MODULES = [
 ]
 
 
-def run(*arguments: str | Path, directory: Path) -> subprocess.CompletedProcess[str]:
+def scripts(is_wanted: Callable[[Path], bool]) -> list[ParameterSet]:
+    return [
+        pytest.param(block, id=f"{name(block.page)}:{block.line}")
+        for block in BLOCKS
+        if block.language == "python" and is_wanted(block.page)
+    ]
+
+
+def run(
+    *arguments: str | Path, directory: Path, within: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *arguments], cwd=directory, capture_output=True, text=True, timeout=120, check=False
+        [*within, sys.executable, *arguments],
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
 
 
-@pytest.mark.parametrize("block", SCRIPTS)
-def test_code_runs_as_it_stands_and_prints_what_the_page_says(block: Block, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def world() -> Iterator[internet.World]:
+    with internet.world() as world:
+        yield world
+
+
+def check_that_it_runs(block: Block, tmp_path: Path, within: Sequence[str] = ()) -> None:
     # A block may have a name, for its child_main: a comment in its first line.
     file_name = re.match(r"# (\w+\.py)\n", block.code)
     script = tmp_path / (file_name[1] if file_name else "example.py")
     script.write_text(block.code)
-    done = run(script, directory=tmp_path)
+    done = run(script, directory=tmp_path, within=within)
     assert (done.returncode, done.stderr) == (0, ""), done
     if block.output is not None:
         assert done.stdout == block.output
+
+
+@pytest.mark.parametrize("block", scripts(lambda page: page != NETWORK_PAGE))
+def test_code_runs_as_it_stands_and_prints_what_the_page_says(block: Block, tmp_path: Path) -> None:
+    check_that_it_runs(block, tmp_path)
+
+
+@pytest.mark.parametrize("block", scripts(lambda page: page == NETWORK_PAGE))
+def test_so_does_code_about_networks_where_there_is_an_internet(
+    block: Block, tmp_path: Path, world: internet.World
+) -> None:
+    check_that_it_runs(block, tmp_path, world.host.namespace.command())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

@@ -125,7 +125,7 @@ pub enum NetworkError {
         /// What the Client has of the pool.
         pool: String,
         /// How many that is.
-        children: u16,
+        children: usize,
     },
     /// A name that has no address.
     #[error("cannot look up {name:?}: {reason}")]

@@ -107,7 +107,7 @@ impl Client {
         let holds_nothing = sources.uppers.is_empty() && cgroup.is_err() && network.is_none();
         let watched = if holds_nothing { None } else { Some(newborn.duplicate_pidfd()?) };
         let rlimits = self.rlimits(&request.sandbox.limits);
-        let layers = newborn.lock_in(request, network.as_ref(), mounts, rlimits, &descriptors, interrupt)?;
+        let layers = newborn.lock_in(request, network.as_mut(), mounts, rlimits, &descriptors, interrupt)?;
         let descriptions = layers::describe_all(
             &layers,
             request.sandbox,
@@ -412,7 +412,7 @@ impl Newborn {
     fn lock_in(
         &self,
         request: &SpawnRequest<'_>,
-        network: Option<&Prepared<'_>>,
+        network: Option<&mut Prepared<'_>>,
         mounts: MountOrders,
         rlimits: Rlimits,
         descriptors: &ChildDescriptors,
@@ -422,11 +422,10 @@ impl Newborn {
             return self.give_orders(None, request, mounts, rlimits, descriptors, interrupt);
         };
         let pidfd = self.pidfd.as_ref().ok_or(Error::Closed)?;
-        let (veth, half) = network.make(self.pid, pidfd.as_fd(), interrupt)?;
+        let half = network.make(self.pid, pidfd.as_fd(), interrupt)?;
         let entered = self.give_orders(Some(half), request, mounts, rlimits, descriptors, interrupt);
-        if let (Err(_), Some(veth)) = (&entered, veth) {
-            // It would vanish with the child's namespace, some time later.
-            veth.remove();
+        if entered.is_err() {
+            network.undo();
         }
         entered
     }

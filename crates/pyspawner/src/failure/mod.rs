@@ -52,6 +52,7 @@ steps! {
     AddAddress => "add the address",
     LinkUp => "bring the interface up",
     AddRoute => "add the default route",
+    MakeRouter => "make a network namespace that forwards",
     ListRoutes => "list the host's routes",
     WriteFile => "write a file of the child's own",
     UnshareUser => "unshare() the user namespace of a zygote that is no root",

@@ -13,8 +13,9 @@ use rustix::io::write;
 use rustix::mount::{MountFlags, MountPropagationFlags, mount_bind, mount_change, mount_remount};
 use rustix::process::{getegid, geteuid};
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, ThreadNameSpaceType, UnshareFlags, configure_capability_in_ambient_set,
-    move_into_thread_name_spaces, set_capabilities, unshare_unsafe,
+    CapabilitySet, CapabilitySets, LinkNameSpaceType, ThreadNameSpaceType, UnshareFlags,
+    configure_capability_in_ambient_set, move_into_link_name_space, move_into_thread_name_spaces,
+    set_capabilities, unshare_unsafe,
 };
 
 use super::descriptors;
@@ -109,7 +110,7 @@ pub(crate) fn isolate(command: &mut Command, socket: BorrowedFd<'_>, program: &P
 
 /// Lets `command` run in the user and network namespaces of a process, with the capability to set up that network and no other. Who made a
 /// user namespace may enter it so, whoever he is.
-pub(crate) fn enter_network(command: &mut Command, process: BorrowedFd<'_>) {
+pub(crate) fn run_in_network_of(command: &mut Command, process: BorrowedFd<'_>) {
     let number = process.as_raw_fd();
     let only = CapabilitySet::NET_ADMIN;
     // SAFETY: runs between fork and exec, and makes nothing but system calls. The descriptor is open until the caller drops it, after
@@ -136,6 +137,19 @@ pub(crate) fn detach(command: &mut Command) {
             rustix::process::setsid()?;
             reset_signals();
             Ok(())
+        });
+    }
+}
+
+/// Has a command run in another network namespace.
+pub(crate) fn run_in_network_namespace(command: &mut Command, namespace: BorrowedFd<'_>) {
+    let namespace = namespace.as_raw_fd();
+    // SAFETY: setns(2) is async-signal-safe, and the descriptor is open for as long as the caller borrows it: until the command has been
+    // spawned.
+    unsafe {
+        command.pre_exec(move || {
+            let namespace = BorrowedFd::borrow_raw(namespace);
+            Ok(move_into_link_name_space(namespace, Some(LinkNameSpaceType::Network))?)
         });
     }
 }

@@ -1,6 +1,7 @@
 //! rtnetlink(7): interfaces, addresses and routes of the network namespace that the calling thread is in. Synchronous; one message a change.
 
 use std::net::IpAddr;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use ipnet::IpNet;
 use netlink_packet_core::{
@@ -43,6 +44,15 @@ impl From<LinkMessage> for Link {
     }
 }
 
+/// Where the other end of a veth pair is born.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Place<'a> {
+    /// In the network namespace of this process.
+    Process(u32),
+    /// In this one.
+    Namespace(BorrowedFd<'a>),
+}
+
 /// How a veth pair's two ends find each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Neighbours {
@@ -57,6 +67,7 @@ pub(crate) enum Neighbours {
 const BOTH_ENDS: [u8; 6] = [0x02, 0x70, 0x73, 0x70, 0x00, 0x01];
 
 /// A conversation with the kernel.
+#[derive(Debug)]
 pub(crate) struct Netlink {
     socket: Socket,
     sequence: u32,
@@ -84,12 +95,6 @@ impl Netlink {
         self.find(name)?.map(|link| link.index).ok_or(Errno::NODEV)
     }
 
-    /// All interfaces.
-    pub(crate) fn links(&mut self) -> Result<Vec<Link>> {
-        let answers = self.ask(RouteNetlinkMessage::GetLink(LinkMessage::default()), NLM_F_DUMP)?;
-        Ok(links(answers).collect())
-    }
-
     /// The destinations of all routes, of every table and both families. A default route has a prefix of length 0.
     pub(crate) fn destinations(&mut self) -> Result<Vec<IpNet>> {
         Ok(self.routes()?.iter().filter_map(destination).collect())
@@ -101,20 +106,8 @@ impl Netlink {
             matches!(route.header.kind, RouteType::Local | RouteType::Broadcast | RouteType::Anycast)
         };
         let mut own: Vec<IpNet> = self.routes()?.iter().filter(ends_here).filter_map(destination).collect();
-        // One that is so new that it has no route yet, or that its interface is down.
-        let answers = self.ask(RouteNetlinkMessage::GetAddress(AddressMessage::default()), NLM_F_DUMP)?;
-        own.extend(
-            answers
-                .into_iter()
-                .flat_map(|answer| match answer {
-                    RouteNetlinkMessage::NewAddress(address) => address.attributes,
-                    _ => Vec::new(),
-                })
-                .filter_map(|attribute| match attribute {
-                    AddressAttribute::Local(ip) | AddressAttribute::Address(ip) => Some(IpNet::from(ip)),
-                    _ => None,
-                }),
-        );
+        // One that is so new that it has no route yet, or whose interface is down.
+        own.extend(self.addresses()?.iter().map(|network| IpNet::from(network.addr())));
         Ok(own)
     }
 
@@ -150,16 +143,38 @@ impl Netlink {
         self.change(RouteNetlinkMessage::DelLink(message), 0)
     }
 
-    /// A veth pair: one end here, the other one in the network namespace of the process `pid`.
+    /// All addresses of all interfaces.
+    pub(crate) fn addresses(&mut self) -> Result<Vec<IpNet>> {
+        let answers = self.ask(RouteNetlinkMessage::GetAddress(AddressMessage::default()), NLM_F_DUMP)?;
+        let address = |answer| {
+            let RouteNetlinkMessage::NewAddress(message) = answer else { return None };
+            // Of a connection from point to point, `Address` is the other point.
+            let local = message.attributes.iter().find_map(|attribute| match attribute {
+                AddressAttribute::Local(address) => Some(*address),
+                _ => None,
+            });
+            let any = message.attributes.iter().find_map(|attribute| match attribute {
+                AddressAttribute::Address(address) => Some(*address),
+                _ => None,
+            });
+            IpNet::new(local.or(any)?, message.header.prefix_len).ok()
+        };
+        Ok(answers.into_iter().filter_map(address).collect())
+    }
+
+    /// A veth pair: one end here, the other one in another network namespace.
     pub(crate) fn create_veth(
         &mut self,
         near: &str,
         far: &str,
-        pid: u32,
+        place: Place<'_>,
         neighbours: Neighbours,
     ) -> Result<()> {
         let mut peer = end(far, neighbours);
-        peer.attributes.push(LinkAttribute::NetNsPid(pid));
+        peer.attributes.push(match place {
+            Place::Process(pid) => LinkAttribute::NetNsPid(pid),
+            Place::Namespace(namespace) => LinkAttribute::NetNsFd(namespace.as_raw_fd()),
+        });
         let mut message = end(near, neighbours);
         message.attributes.push(LinkAttribute::LinkInfo(vec![
             LinkInfo::Kind(InfoKind::Veth),

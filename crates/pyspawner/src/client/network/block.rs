@@ -1,9 +1,10 @@
-//! A block of addresses for the children of one Client: taken so that no other process has it, and clashes with no route.
+//! A block of addresses for the a Client: taken so that no other process has it, and clashes with no route.
 //!
 //! The lock is an abstract Unix socket, bound to the block's name: the kernel keeps one of a name in a network namespace, and frees it when
 //! its process ends, however that ends. What a dead one has left behind is found by that; see `firewall.rs`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -15,9 +16,6 @@ use crate::error::{Error, FailAt, NetworkError, Step};
 use crate::layer::Layer;
 use crate::protocol::ChildAddress;
 use crate::sys::netlink::Netlink;
-
-/// The most children of a block: its number in the name of an interface has two digits.
-const CHILDREN: u32 = 256;
 
 /// Routes to so much lead to the Internet, and to no network of somebody's own.
 const LEAST_PREFIX: u8 = 8;
@@ -57,10 +55,14 @@ impl Block {
         tag(self.v4.network())
     }
 
-    /// How many children there can be.
-    pub(super) fn children(&self) -> u16 {
-        let most = 1_u32 << (CHILD_PREFIX_V4 - self.v4.prefix_len()).min(8);
-        u16::try_from(most.min(CHILDREN)).unwrap_or(u16::MAX)
+    /// The numbers of the children that there can be.
+    pub(super) fn children(&self) -> Range<u16> {
+        1..1 << (CHILD_PREFIX_V4 - self.v4.prefix_len())
+    }
+
+    /// The addresses of the router, as if it were a child of the host's.
+    pub(super) fn uplink(&self) -> Vec<ChildAddress> {
+        self.addresses(0)
     }
 
     /// The addresses of a child.
@@ -94,11 +96,14 @@ fn end(address: IpAddr, prefix: u8, gateway: IpAddr) -> Option<ChildAddress> {
     Some(ChildAddress { address: IpNet::new(address, prefix).ok()?, gateway })
 }
 
+/// How many times two a block is divided: a child's number has two digits in the name of its interface.
+const MOST_HALVINGS: u8 = 8;
+
 /// The blocks of a pool. Each has as many addresses of one family as of the other.
 fn blocks(pool: &Pool) -> impl Iterator<Item = (Ipv4Net, Option<Ipv6Net>)> {
     let room_v6 = pool.v6.map_or(u8::MAX, |v6| CHILD_PREFIX_V6 - v6.prefix_len());
     // As a power of two.
-    let children = (CHILD_PREFIX_V4 - pool.v4.prefix_len()).min(room_v6).min(8);
+    let children = (CHILD_PREFIX_V4 - pool.v4.prefix_len()).min(room_v6).min(MOST_HALVINGS);
     let v4 = pool.v4.subnets(CHILD_PREFIX_V4 - children).into_iter().flatten();
     let mut v6 = pool.v6.map(|v6| v6.subnets(CHILD_PREFIX_V6 - children).into_iter().flatten());
     v4.map_while(move |v4| match &mut v6 {
@@ -139,18 +144,17 @@ mod tests {
         let all: Vec<_> = blocks(&pool("10.9.8.0/24", Some("fd00::/122"))).collect();
         assert_eq!(all.len(), 1, "there is IPv6 for one only");
         assert_eq!(all[0].0.to_string(), "10.9.8.0/26");
-        let one: Vec<_> = blocks(&pool("10.9.8.4/30", None)).collect();
-        assert_eq!(one.len(), 1);
     }
 
     #[test]
-    fn children_have_the_second_address_of_four() {
+    fn children_have_the_second_address_of_four_and_the_first_four_are_the_routers() {
         let block = Block {
             v4: "198.19.4.0/22".parse().expect("v4"),
             v6: Some("fd00::400/118".parse().expect("v6")),
             _locks: Vec::new(),
         };
-        assert_eq!(block.children(), 256);
+        assert_eq!(block.children(), 1..256);
+        assert_eq!(block.uplink()[0].address.to_string(), "198.19.4.2/30");
         let texts: Vec<_> =
             block.addresses(255).iter().map(|end| format!("{} {}", end.address, end.gateway)).collect();
         assert_eq!(texts, ["198.19.7.254/30 198.19.7.253", "fd00::7fe/126 fd00::7fd"]);

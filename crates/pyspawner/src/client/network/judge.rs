@@ -1,30 +1,56 @@
-//! What is decided about a packet of a child's, wherever its firewall is: on the host, or in its own network namespace.
+//! What is decided about a packet of a child's, wherever its firewall is: in a router, or in the child's own network namespace.
 
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use crate::config::{GLOBAL_V6, NEVER_V4, NEVER_V6, Protocol, internal_v4, internal_v6};
 
+use super::nft::{Table, accepting, is_one_of, matches, payload, refuse, refusing, to};
 use super::policy::{Endpoint, Policy};
-use super::table::{Table, accepting, is_one_of, matches, payload, refuse, refusing, to};
 
-/// The sets of addresses that the rules here need.
-pub(super) fn sets(table: &Table) -> Vec<Value> {
+/// The most connections of a child at a time: all have to share what the host can remember.
+const CONNECTIONS: u32 = 1024;
+
+/// The sets of addresses that the rules here need. Those of the host are empty.
+pub(super) fn sets(table: &Table<'_>) -> Vec<Value> {
+    let never_v4: Vec<IpNet> = NEVER_V4.iter().map(|(network, _)| (*network).into()).collect();
+    let never_v6: Vec<IpNet> = NEVER_V6.iter().map(|(network, _)| (*network).into()).collect();
+    let internal_v4: Vec<IpNet> = internal_v4().into_iter().map(IpNet::from).collect();
+    let internal_v6: Vec<IpNet> = internal_v6().into_iter().map(IpNet::from).collect();
     vec![
-        table.addresses("never4", &NEVER_V4.iter().map(|(network, _)| (*network).into()).collect::<Vec<_>>()),
-        table.addresses("never6", &NEVER_V6.iter().map(|(network, _)| (*network).into()).collect::<Vec<_>>()),
-        table.addresses("internal4", &internal_v4().into_iter().map(IpNet::from).collect::<Vec<_>>()),
-        table.addresses("internal6", &internal_v6().into_iter().map(IpNet::from).collect::<Vec<_>>()),
+        table.add_set("never4", "ipv4_addr", &never_v4),
+        table.add_set("never6", "ipv6_addr", &never_v6),
+        table.add_set("internal4", "ipv4_addr", &internal_v4),
+        table.add_set("internal6", "ipv6_addr", &internal_v6),
+        table.add_set("host4", "ipv4_addr", &[]),
+        table.add_set("host6", "ipv6_addr", &[]),
     ]
 }
 
-/// Refuses what no policy allows: this machine as the firewall sees it, broadcast, multicast, and what is never reached.
+/// Fills those of the host: what is sent there would not leave it.
+pub(super) fn hosts(table: &Table<'_>, networks: &[IpNet]) -> Vec<Value> {
+    // Overlapping ones would be refused.
+    let (v4, v6): (Vec<IpNet>, Vec<IpNet>) =
+        IpNet::aggregate(&networks.to_vec()).into_iter().partition(|one| one.addr().is_ipv4());
+    let mut commands = Vec::new();
+    for (name, networks) in [("host4", v4), ("host6", v6)] {
+        commands.push(table.flush_set(name));
+        if !networks.is_empty() {
+            commands.push(table.add_elements(name, &networks));
+        }
+    }
+    commands
+}
+
+/// Refuses what no policy allows: where the firewall is, the host, broadcast, multicast, and what is never reached.
 pub(super) fn nobodys() -> Vec<Vec<Value>> {
     let is_unicast = json!({"fib": {"result": "type", "flags": ["daddr"]}});
     let nobodys = [
         matches("!=", &is_unicast, &json!("unicast")),
         matches("==", &payload("ip", "daddr"), &json!("@never4")),
         matches("==", &payload("ip6", "daddr"), &json!("@never6")),
+        matches("==", &payload("ip", "daddr"), &json!("@host4")),
+        matches("==", &payload("ip6", "daddr"), &json!("@host6")),
     ];
     nobodys.into_iter().map(|matched| refusing(vec![matched])).collect()
 }
@@ -102,4 +128,23 @@ fn transport(endpoint: &Endpoint) -> Vec<Value> {
         expressions.push(matches("==", &payload("th", "dport"), &json!({"set": ports})));
     }
     expressions
+}
+
+/// What the kernel knows of a packet's connection.
+pub(super) fn state(states: &[&str]) -> Value {
+    matches("==", &json!({"ct": {"key": "state"}}), &json!({"set": states}))
+}
+
+/// More connections at a time than a child may have.
+pub(super) fn connections() -> Value {
+    json!({"ct count": {"val": CONNECTIONS, "inv": true}})
+}
+
+/// More than so many bytes per second.
+pub(super) fn limit(bytes: u64) -> Value {
+    const LEAST_BURST: u64 = 64 * 1024;
+    json!({"limit": {
+        "rate": bytes, "per": "second", "rate_unit": "bytes",
+        "burst": LEAST_BURST.max(bytes / 8), "burst_unit": "bytes", "inv": true,
+    }})
 }

@@ -1,8 +1,8 @@
 //! The caller's half of the layer `network`.
 //!
-//! A managed child takes a place in a block of addresses (`block.rs`), to which a table of the firewall belongs (`firewall.rs`) that has its
-//! policy (`policy.rs`). Its veth pair is all that is made for it alone (`veth.rs`). A caller that is not root has another way
-//! (`rootless.rs`), with the same rules (`judge.rs`).
+//! A managed child takes a place in a block of addresses (`block.rs`) behind a router of its Client's (`router.rs`), which judges what it
+//! sends (`firewall.rs`) by its policy (`policy.rs`). Its veth pair is all that is made for it alone. A caller that is not root has another
+//! way out (`rootless.rs`), with the same judge (`judge.rs`).
 
 mod block;
 mod conntrack;
@@ -13,7 +13,7 @@ mod pasta;
 mod policy;
 mod program;
 mod rootless;
-mod table;
+mod router;
 mod veth;
 
 use std::collections::VecDeque;
@@ -21,20 +21,22 @@ use std::fs;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex};
 
+use ipnet::IpNet;
 use rustix::fs::stat;
 
 use crate::config::{Managed, Network, Pool};
-use crate::error::{Error, NetworkError};
+use crate::error::{Error, FailAt, NetworkError, Step};
+use crate::layer::Layer;
 use crate::protocol::{ChildAddress, ChildNetwork, FileOrder};
-use crate::sys::netlink::Neighbours;
+use crate::sys::netlink::Netlink;
 
 use super::companions::Companions;
 use super::{Interrupt, lock};
 use block::Block;
-use firewall::Firewall;
 use policy::{Policy, resolve};
 use rootless::Rootless;
-use veth::{Plan, Veth};
+use router::Router;
+use veth::Veth;
 
 /// The name of a managed child's interface, for it.
 const IN_CHILD: &str = "eth0";
@@ -55,6 +57,8 @@ pub(super) struct Prepared<'a> {
     network: &'a Network,
     /// Of a managed one.
     way: Option<Way>,
+    /// Of one that the user has named, when it is made.
+    veth: Option<Veth>,
     /// What the child is to find in its root.
     pub(super) files: Vec<FileOrder>,
 }
@@ -62,8 +66,8 @@ pub(super) struct Prepared<'a> {
 /// A managed child's way out.
 #[derive(Debug)]
 enum Way {
-    /// Through the host's network, which root can set up.
-    Host(Place),
+    /// Through a router of its Client's, which only root can make.
+    Routed(Place),
     /// Through sockets of the caller's user.
     Rootless(Rootless),
 }
@@ -76,7 +80,7 @@ impl Networks {
     /// Prepares a child's network.
     pub(super) fn prepare<'a>(&self, network: &'a Network) -> Result<Prepared<'a>, Error> {
         let Network::Managed(managed) = network else {
-            return Ok(Prepared { network, way: None, files: Vec::new() });
+            return Ok(Prepared { network, way: None, veth: None, files: Vec::new() });
         };
         let mut managed = managed.read()?;
         let is_rootless = rootless::is_needed()?;
@@ -85,11 +89,11 @@ impl Networks {
         }
         let resolved = resolve(&managed)?;
         let way = if is_rootless {
-            Way::Rootless(Rootless::new(&managed.pool, &resolved.policy, &self.companions)?)
+            Way::Rootless(Rootless::new(&managed.pool, resolved.policy, &self.companions)?)
         } else {
-            Way::Host(Egress::place(&self.egress(&managed)?, resolved.policy)?)
+            Way::Routed(Egress::place(&self.egress(&managed)?, resolved.policy)?)
         };
-        Ok(Prepared { network, way: Some(way), files: resolved.files })
+        Ok(Prepared { network, way: Some(way), veth: None, files: resolved.files })
     }
 
     /// Cuts off the children that live, and takes away everything.
@@ -110,49 +114,46 @@ impl Networks {
         if let Some(found) = found {
             return Ok(Arc::clone(found));
         }
-        firewall::sweep()?;
-        let block = Block::take(&managed.pool)?;
-        let firewall = Firewall::make(&block)?;
-        let state = State { free: (0..block.children()).collect(), ..State::default() };
-        let egress = Egress {
-            pool: managed.pool,
-            namespace,
-            owner: std::process::id(),
-            block,
-            firewall,
-            state: Mutex::new(state),
-        };
-        egresses.push(Arc::new(egress));
-        Ok(Arc::clone(&egresses[egresses.len() - 1]))
+        let egress = Arc::new(Egress::make(managed.pool, namespace)?);
+        egresses.push(Arc::clone(&egress));
+        Ok(egress)
     }
 }
 
 impl Prepared<'_> {
     /// Makes the caller's half for a child, and answers the child's.
     pub(super) fn make(
-        &self,
+        &mut self,
         pid: i32,
         pidfd: BorrowedFd<'_>,
         interrupt: Interrupt<'_>,
-    ) -> Result<(Option<Veth>, ChildNetwork), Error> {
+    ) -> Result<ChildNetwork, Error> {
         match (self.network, &self.way) {
             (Network::Veth(config), _) => {
-                let (plan, half) = veth::of_user(config)?;
-                Ok((Some(plan.make(pid)?), half))
+                let (veth, half) = Veth::make(config, pid)?;
+                self.veth = Some(veth);
+                Ok(half)
             }
-            (_, Some(Way::Host(place))) => {
-                let (veth, half) = place.make(pid)?;
-                Ok((Some(veth), half))
-            }
-            (_, Some(Way::Rootless(rootless))) => Ok((None, rootless.make(pid, pidfd, interrupt)?)),
-            _ => Ok((None, ChildNetwork::default())),
+            (_, Some(Way::Routed(place))) => place.make(pid),
+            (_, Some(Way::Rootless(rootless))) => rootless.make(pid, pidfd, interrupt),
+            _ => Ok(ChildNetwork::default()),
+        }
+    }
+
+    /// Takes it back, for a child that did not come to life. It would vanish with the child's namespace, some time later.
+    pub(super) fn undo(&self) {
+        if let Some(veth) = &self.veth {
+            veth.remove();
+        }
+        if let Some(Way::Routed(place)) = &self.way {
+            place.egress.router.remove_child(&place.interface);
         }
     }
 
     /// What the child keeps for as long as it lives.
     pub(super) fn into_place(self) -> Option<Place> {
         match self.way {
-            Some(Way::Host(place)) => Some(place),
+            Some(Way::Routed(place)) => Some(place),
             _ => None,
         }
     }
@@ -169,7 +170,7 @@ impl Prepared<'_> {
             ),
             (Network::Managed(managed), Some(way)) => {
                 let (addresses, by) = match way {
-                    Way::Host(place) => (place.addresses(), place.interface.as_str()),
+                    Way::Routed(place) => (place.addresses(), place.egress.router.uplink()),
                     Way::Rootless(rootless) => (rootless.addresses.clone(), "pasta"),
                 };
                 let addresses: Vec<_> = addresses.iter().map(|end| end.address.addr().to_string()).collect();
@@ -198,7 +199,7 @@ struct Egress {
     /// A process that was forked off the caller has a copy of this, and nothing to do with it.
     owner: u32,
     block: Block,
-    firewall: Firewall,
+    router: Router,
     state: Mutex<State>,
 }
 
@@ -208,6 +209,8 @@ struct State {
     free: VecDeque<u16>,
     /// By number.
     policies: Vec<Option<InUse>>,
+    /// What the router knows of them.
+    addresses_of_host: Vec<IpNet>,
     is_closed: bool,
 }
 
@@ -219,6 +222,19 @@ struct InUse {
 }
 
 impl Egress {
+    fn make(pool: Pool, namespace: (u64, u64)) -> Result<Self, Error> {
+        sweep()?;
+        let block = Block::take(&pool)?;
+        let router = Router::make(&block)?;
+        let state = State { free: block.children().collect(), ..State::default() };
+        // From here on dropped, it takes everything back.
+        let egress =
+            Self { pool, namespace, owner: std::process::id(), block, router, state: Mutex::new(state) };
+        firewall::make_judge(&egress.router)?;
+        firewall::make_way_out(&egress.block, egress.router.uplink())?;
+        Ok(egress)
+    }
+
     fn place(egress: &Arc<Self>, policy: Policy) -> Result<Place, Error> {
         let mut state = lock(&egress.state);
         if state.is_closed {
@@ -226,19 +242,21 @@ impl Egress {
         }
         let child = *state.free.front().ok_or(NetworkError::Exhausted {
             pool: egress.block.v4.to_string(),
-            children: egress.block.children(),
+            children: egress.block.children().len(),
         })?;
-        let policy = state.admit(policy, &egress.firewall)?;
+        state.look_at_host(&egress.router)?;
+        let policy = state.admit(policy, &egress.router)?;
         state.free.pop_front();
-        let interface = egress.firewall.interface(policy, child);
+        let interface = firewall::interface_of(policy, child);
         Ok(Place { egress: Arc::clone(egress), child, policy, interface })
     }
 
     fn close(&self) {
         let was_closed = std::mem::replace(&mut lock(&self.state).is_closed, true);
         if !was_closed && std::process::id() == self.owner {
-            // What cannot be taken away here is swept by the next one. The interfaces go first, in any case.
-            let _ = self.firewall.remove();
+            // First the way, then its rules. Of these, what cannot be taken away is swept by the next one.
+            self.router.disconnect();
+            let _ = firewall::remove_way_out(&self.block.tag());
         }
     }
 }
@@ -250,13 +268,24 @@ impl Drop for Egress {
 }
 
 impl State {
-    /// The number of a policy; the firewall has it then.
-    fn admit(&mut self, policy: Policy, firewall: &Firewall) -> Result<u8, NetworkError> {
+    /// Tells the router what addresses the host has by now.
+    fn look_at_host(&mut self, router: &Router) -> Result<(), Error> {
+        let mut netlink = Netlink::open().fail_at(Layer::Network, Step::OpenNetlink)?;
+        let addresses = netlink.addresses().fail_at(Layer::Network, Step::ListRoutes)?;
+        if addresses != self.addresses_of_host {
+            firewall::tell_addresses_of_host(router, &addresses)?;
+            self.addresses_of_host = addresses;
+        }
+        Ok(())
+    }
+
+    /// The number of a policy; the router has it then.
+    fn admit(&mut self, policy: Policy, router: &Router) -> Result<u8, NetworkError> {
         let known =
             self.policies.iter().position(|slot| slot.as_ref().is_some_and(|used| used.policy == policy));
         let index = match known {
             Some(index) => index,
-            None => self.add(policy, firewall)?,
+            None => self.add(policy, router)?,
         };
         if let Some(used) = &mut self.policies[index] {
             used.children += 1;
@@ -265,7 +294,7 @@ impl State {
         Ok(u8::try_from(index).unwrap_or(u8::MAX))
     }
 
-    fn add(&mut self, policy: Policy, firewall: &Firewall) -> Result<usize, NetworkError> {
+    fn add(&mut self, policy: Policy, router: &Router) -> Result<usize, NetworkError> {
         let spare = |slot: &Option<InUse>| slot.as_ref().is_some_and(|used| used.children == 0);
         let most = usize::from(u8::MAX) + 1;
         let is_full = self.policies.len() == most
@@ -288,7 +317,7 @@ impl State {
             .collect();
         let new = all.iter().find(|(other, _)| *other == number(index)).copied();
         let changed = match new {
-            Some(new) => firewall.change(&all, new, before.as_ref().map(|_| number(index))),
+            Some(new) => firewall::change(router, &all, new, before.as_ref().map(|_| number(index))),
             None => Ok(()),
         };
         if let Err(error) = changed {
@@ -313,18 +342,10 @@ impl Place {
         self.egress.block.addresses(self.child)
     }
 
-    fn make(&self, pid: i32) -> Result<(Veth, ChildNetwork), Error> {
+    fn make(&self, pid: i32) -> Result<ChildNetwork, Error> {
         let addresses = self.addresses();
-        let near =
-            addresses.iter().filter_map(|end| ipnet::IpNet::new(end.gateway, end.address.prefix_len()).ok());
-        let plan = Plan {
-            near: &self.interface,
-            far: IN_CHILD,
-            near_addresses: near.collect(),
-            neighbours: Neighbours::Known,
-        };
-        let veth = plan.make(pid)?;
-        Ok((veth, ChildNetwork { interface: Some(IN_CHILD.to_owned()), addresses, ping: true }))
+        self.egress.router.add_child(&self.interface, IN_CHILD, &addresses, pid)?;
+        Ok(ChildNetwork { interface: Some(IN_CHILD.to_owned()), addresses, ping: true })
     }
 }
 
@@ -333,15 +354,24 @@ impl Drop for Place {
         if std::process::id() != self.egress.owner {
             return;
         }
-        for end in self.addresses() {
-            conntrack::forget(end.address.addr());
-        }
+        self.egress.router.forget(&self.addresses());
         let mut state = lock(&self.egress.state);
         state.free.push_back(self.child);
         if let Some(Some(used)) = state.policies.get_mut(usize::from(self.policy)) {
             used.children -= 1;
         }
     }
+}
+
+/// Removes what processes have left behind that did not close their Clients. The rest has gone with them.
+fn sweep() -> Result<(), NetworkError> {
+    for tag in nft::tables()?.iter().filter_map(|name| name.strip_prefix(firewall::TABLES)) {
+        // Held until it is gone, so that nobody takes the block meanwhile.
+        if let Some(_lock) = block::lock_left_behind(tag) {
+            firewall::remove_way_out(tag)?;
+        }
+    }
+    Ok(())
 }
 
 /// Without it every packet would be lost.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use rustix::process::geteuid;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::client::Interrupt;
 use crate::client::companions::Companions;
@@ -21,12 +21,17 @@ use crate::protocol::{ChildAddress, ChildNetwork};
 use crate::sys::netlink::Netlink;
 
 use super::IN_CHILD;
-use super::judge::{judge, nobodys, sets};
-use super::nft::{Where, run};
+use super::judge::{connections, hosts, judge, limit, nobodys, sets, state};
+use super::nft::{Table, Where, accepting, dropping, interface, matches, payload, refusing};
 use super::pasta::Pasta;
 use super::policy::Policy;
 use super::program::find;
-use super::table::{Table, accepting, dropping, interface, matches, over, payload, refusing};
+
+/// The table's name.
+const TABLE: &str = "pyspawner";
+
+/// The priority of filters.
+const FILTER: i32 = 0;
 
 /// Whether the caller must go this way: not root, or not root of its network namespace.
 pub(super) fn is_needed() -> Result<bool, Error> {
@@ -49,11 +54,12 @@ pub(super) struct Rootless {
     companions: Arc<Companions>,
     pasta: Pasta,
     pub(super) addresses: Vec<ChildAddress>,
-    firewall: Vec<Value>,
+    policy: Policy,
+    host: Vec<IpNet>,
 }
 
 impl Rootless {
-    pub(super) fn new(pool: &Pool, policy: &Policy, companions: &Arc<Companions>) -> Result<Self, Error> {
+    pub(super) fn new(pool: &Pool, policy: Policy, companions: &Arc<Companions>) -> Result<Self, Error> {
         let pasta = Pasta::find()?;
         find("nft").ok_or(NetworkError::NoNft)?;
         let mut netlink = Netlink::open().fail_at(Layer::Network, Step::OpenNetlink)?;
@@ -61,8 +67,7 @@ impl Rootless {
         let addresses = addresses(pool);
         // What is said to the gateway would go to whoever has its address on the host's side.
         host.extend(addresses.iter().map(|end| end.address.trunc()));
-        let firewall = firewall(policy, &host, pool.v6.is_some());
-        Ok(Self { companions: Arc::clone(companions), pasta, addresses, firewall })
+        Ok(Self { companions: Arc::clone(companions), pasta, addresses, policy, host })
     }
 
     /// Makes it for a child that has no orders yet, and answers the child's half.
@@ -72,13 +77,44 @@ impl Rootless {
         pidfd: BorrowedFd<'_>,
         interrupt: Interrupt<'_>,
     ) -> Result<ChildNetwork, Error> {
-        run(&self.firewall, Where::InChild(pidfd))?;
+        // First, so that there is no moment without it.
+        self.make_firewall(pidfd)?;
         self.pasta.connect((pid, pidfd), IN_CHILD, &self.addresses, &self.companions, interrupt)?;
         Ok(ChildNetwork {
             interface: Some(IN_CHILD.to_owned()),
             addresses: self.addresses.clone(),
             ping: true,
         })
+    }
+
+    /// Makes the table in the child's network namespace.
+    fn make_firewall(&self, pidfd: BorrowedFd<'_>) -> Result<(), NetworkError> {
+        let table = Table { name: TABLE, place: Where::Process(pidfd) };
+        let has_v6 = self.addresses.iter().any(|end| end.gateway.is_ipv6());
+        // How IPv6 finds the gateway; nobody is there but pasta.
+        let neighbours = json!({"set": ["nd-neighbor-solicit", "nd-neighbor-advert"]});
+        let neighbours =
+            has_v6.then(|| accepting(vec![matches("==", &payload("icmpv6", "type"), &neighbours)]));
+        let too_fast = self.policy.bandwidth.map(|bandwidth| dropping(vec![limit(bandwidth.get())]));
+
+        let mut commands = vec![table.create()];
+        commands.extend(sets(&table));
+        commands.extend(hosts(&table, &self.host));
+        commands.push(table.add_hook("from_child", "output", FILTER, "drop"));
+        commands.push(table.add_hook("to_child", "input", FILTER, "drop"));
+        let mut from_child = vec![accepting(vec![interface("oifname", "lo")])];
+        from_child.extend(neighbours.clone());
+        from_child.extend(too_fast.clone());
+        from_child.extend(nobodys());
+        from_child.push(refusing(vec![state(&["new"]), connections()]));
+        from_child.extend(judge(&self.policy));
+        commands.extend(table.add_rules("from_child", &from_child));
+        let mut to_child = vec![accepting(vec![interface("iifname", "lo")])];
+        to_child.extend(neighbours);
+        to_child.extend(too_fast);
+        to_child.push(accepting(vec![state(&["established", "related"])]));
+        commands.extend(table.add_rules("to_child", &to_child));
+        table.run(&commands)
     }
 }
 
@@ -92,47 +128,4 @@ fn addresses(pool: &Pool) -> Vec<ChildAddress> {
         Some((IpNet::from(address), IpAddr::from(Ipv6Addr::from_bits(v6 + 1))))
     });
     v4.into_iter().chain(v6).map(|(address, gateway)| ChildAddress { address, gateway }).collect()
-}
-
-/// The table in the child's network namespace.
-fn firewall(policy: &Policy, host: &[IpNet], ipv6: bool) -> Vec<Value> {
-    let table = Table { name: "pyspawner".to_owned() };
-    // Overlapping ones would be refused.
-    let (v4, v6): (Vec<IpNet>, Vec<IpNet>) =
-        IpNet::aggregate(&host.to_vec()).into_iter().partition(|network| network.addr().is_ipv4());
-    let mut commands = vec![table.create()];
-    commands.extend(sets(&table));
-    commands.push(table.addresses("host4", &v4));
-    commands.push(table.addresses("host6", &v6));
-    commands.push(table.hook("from_child", "filter", "output", 0, "drop"));
-    commands.push(table.hook("to_child", "filter", "input", 0, "drop"));
-
-    let too_fast = || policy.bandwidth.map(|bandwidth| dropping(vec![over(bandwidth.get())]));
-    // How IPv6 finds the gateway; nobody is there but pasta.
-    let neighbours = matches(
-        "==",
-        &payload("icmpv6", "type"),
-        &json!({"set": ["nd-neighbor-solicit", "nd-neighbor-advert"]}),
-    );
-    let mut from_child = vec![accepting(vec![interface("oifname", "lo")])];
-    if ipv6 {
-        from_child.push(accepting(vec![neighbours.clone()]));
-    }
-    from_child.extend(too_fast());
-    from_child.extend(nobodys());
-    from_child.push(refusing(vec![matches("==", &payload("ip", "daddr"), &json!("@host4"))]));
-    from_child.push(refusing(vec![matches("==", &payload("ip6", "daddr"), &json!("@host6"))]));
-    from_child.extend(judge(policy));
-    commands.extend(table.rules("from_child", &from_child));
-
-    let is_answer =
-        matches("==", &json!({"ct": {"key": "state"}}), &json!({"set": ["established", "related"]}));
-    let mut to_child = vec![accepting(vec![interface("iifname", "lo")])];
-    if ipv6 {
-        to_child.push(accepting(vec![neighbours]));
-    }
-    to_child.extend(too_fast());
-    to_child.push(accepting(vec![is_answer]));
-    commands.extend(table.rules("to_child", &to_child));
-    commands
 }

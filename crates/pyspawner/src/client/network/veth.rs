@@ -1,4 +1,4 @@
-//! The caller's half of the layer `network`: makes a veth pair whose far end is born in the child's network namespace.
+//! A veth pair that the user has named: its far end is born in the child's network namespace.
 
 use ipnet::{IpNet, Ipv4Net};
 use rustix::io::Errno;
@@ -8,42 +8,48 @@ use crate::error::{Error, FailAt, Failure, Step};
 use crate::layer::Layer;
 use crate::protocol::{ChildAddress, ChildNetwork};
 use crate::sandbox::network::configure;
-use crate::sys::netlink::{Neighbours, Netlink};
+use crate::sys::netlink::{Neighbours, Netlink, Place};
 
-/// Both ends of a pair whose addresses the user chooses are in one /24.
+/// Both ends are in one /24.
 const PREFIX: u8 = 24;
-
-/// A pair to be made.
-#[derive(Debug)]
-pub(super) struct Plan<'a> {
-    pub(super) near: &'a str,
-    pub(super) far: &'a str,
-    pub(super) near_addresses: Vec<IpNet>,
-    pub(super) neighbours: Neighbours,
-}
 
 /// The caller's end of a pair that was made.
 #[derive(Debug)]
-pub(in crate::client) struct Veth {
+pub(super) struct Veth {
     index: u32,
 }
 
-impl Plan<'_> {
+impl Veth {
     /// Deletes a stale veth of the same name, makes the pair with its far end in the network namespace of `pid`, and brings the near end up.
-    /// A pair that was made is deleted again when something fails.
-    pub(super) fn make(&self, pid: i32) -> Result<Veth, Failure> {
+    /// Answers the child's half too. A pair that was made is deleted again when something fails.
+    pub(super) fn make(config: &NetworkConfig, pid: i32) -> Result<(Self, ChildNetwork), Error> {
+        let (gateway, address) = config.addresses()?;
+        let network = |address| Ipv4Net::new_assert(address, PREFIX).into();
+        let (near, far) = (&config.kernel_veth_name, &config.child_veth_name);
         let mut netlink = Netlink::open().fail_at(Layer::Network, Step::OpenNetlink)?;
-        delete_stale(&mut netlink, self.near)?;
+        delete_stale(&mut netlink, near)?;
         netlink
-            .create_veth(self.near, self.far, pid.unsigned_abs(), self.neighbours)
+            .create_veth(near, far, Place::Process(pid.unsigned_abs()), Neighbours::Asked)
             .fail_at(Layer::Network, Step::CreateVeth)?;
-        let veth = Veth { index: netlink.index(self.near).fail_at(Layer::Network, Step::FindInterface)? };
-        match configure(&mut netlink, veth.index, self.near_addresses.iter().copied()) {
-            Ok(()) => Ok(veth),
-            Err(failure) => {
-                veth.remove();
-                Err(failure)
-            }
+        let veth = Self { index: netlink.index(near).fail_at(Layer::Network, Step::FindInterface)? };
+        let near_address: IpNet = network(gateway);
+        if let Err(failure) = configure(&mut netlink, veth.index, [near_address].into_iter()) {
+            veth.remove();
+            return Err(failure.into());
+        }
+        let half = ChildNetwork {
+            interface: Some(far.clone()),
+            addresses: vec![ChildAddress { address: network(address), gateway: gateway.into() }],
+            ping: false,
+        };
+        Ok((veth, half))
+    }
+
+    /// Takes the pair back. It goes with the child's namespace anyway; this is at once.
+    pub(super) fn remove(&self) {
+        if let Ok(mut netlink) = Netlink::open() {
+            // What is gone already is as good as removed.
+            let _ = netlink.delete(self.index);
         }
     }
 }
@@ -61,34 +67,4 @@ fn delete_stale(netlink: &mut Netlink, name: &str) -> Result<(), Failure> {
         Err(Errno::NODEV) | Ok(()) => Ok(()),
         Err(errno) => Err(errno).fail_at(Layer::Network, Step::DeleteStaleInterface),
     }
-}
-
-impl Veth {
-    /// Takes the pair back. It goes with the child's namespace anyway; this is at once.
-    pub(in crate::client) fn remove(self) {
-        if let Ok(mut netlink) = Netlink::open() {
-            // What is gone already is as good as removed.
-            let _ = netlink.delete(self.index);
-        }
-    }
-}
-
-/// The pair that a user has named, and the child's half of it.
-pub(super) fn of_user(config: &NetworkConfig) -> Result<(Plan<'_>, ChildNetwork), Error> {
-    let (gateway, address) = config.addresses()?;
-    let network = |address| {
-        Ipv4Net::new(address, PREFIX).map(IpNet::from).map_err(|_| Error::io("addresses")(Errno::INVAL))
-    };
-    let plan = Plan {
-        near: &config.kernel_veth_name,
-        far: &config.child_veth_name,
-        near_addresses: vec![network(gateway)?],
-        neighbours: Neighbours::Asked,
-    };
-    let half = ChildNetwork {
-        interface: Some(config.child_veth_name.clone()),
-        addresses: vec![ChildAddress { address: network(address)?, gateway: gateway.into() }],
-        ping: false,
-    };
-    Ok((plan, half))
 }

@@ -126,7 +126,7 @@ fn field(field: &'static str, problem: String) -> ConfigError {
     ConfigError::Field { field, problem }
 }
 
-/// A network in which there is room for one child at least.
+/// A network in which there is room for the router and one child at least.
 fn subnet<N>(name: &'static str, text: &str, example: &str, of_child: u8) -> Result<N, ConfigError>
 where
     N: std::str::FromStr + Copy + Into<IpNet>,
@@ -137,8 +137,8 @@ where
     if whole.trunc() != whole {
         return Err(error(format!("has bits set after its prefix: {} is meant?", whole.trunc())));
     }
-    if whole.prefix_len() > of_child {
-        return Err(error(format!("has no room for a child, which takes a /{of_child}")));
+    if whole.prefix_len() >= of_child {
+        return Err(error(format!("has no room: a /{} is the least, for one child", of_child - 1)));
     }
     if let Some(why) = never(&whole) {
         return Err(error(format!("is {why}")));
