@@ -120,12 +120,6 @@ impl Netlink {
         }))
     }
 
-    /// Whether the caller may change anything in its network namespace.
-    pub(crate) fn may_change(&mut self) -> bool {
-        // Of nothing: the kernel looks at who asks before it looks at what.
-        !matches!(self.delete(0), Err(Errno::PERM))
-    }
-
     fn routes(&mut self) -> Result<Vec<RouteMessage>> {
         let answers = self.ask(RouteNetlinkMessage::GetRoute(RouteMessage::default()), NLM_F_DUMP)?;
         Ok(answers

@@ -83,7 +83,7 @@ impl Networks {
             return Ok(Prepared { network, way: None, veth: None, files: Vec::new() });
         };
         let mut managed = managed.read()?;
-        let is_rootless = rootless::is_needed()?;
+        let is_rootless = rootless::is_needed();
         if is_rootless {
             managed.pool = rootless::usable(managed.pool)?;
         }

@@ -33,12 +33,10 @@ const TABLE: &str = "pyspawner";
 /// The priority of filters.
 const FILTER: i32 = 0;
 
-/// Whether the caller must go this way: not root, or not root of its network namespace.
-pub(super) fn is_needed() -> Result<bool, Error> {
-    if !geteuid().is_root() {
-        return Ok(true);
-    }
-    Ok(!Netlink::open().fail_at(Layer::Network, Step::OpenNetlink)?.may_change())
+/// Whether the caller must go this way. Root without its capabilities is told what it lacks: `pasta` would have to be root too, and that is
+/// no program to give a stranger's packets.
+pub(super) fn is_needed() -> bool {
+    !geteuid().is_root()
 }
 
 /// Of the pool, what the host can make something of: IPv6 only if it has a way out for it.
