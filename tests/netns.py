@@ -23,6 +23,7 @@ import time
 import warnings
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyspawner
@@ -146,17 +147,27 @@ class Caller:
 
     :param prefix: a program that runs the caller with less than full rights, for example ``setpriv``.
     :param prelude: called in the process before it makes its ``Client``.
+    :param interpreter: another Python.
+    :param modules: a directory with all that it imports; see ``ordinary_user.py``.
     """
 
     def __init__(
-        self, namespace: Namespace, *, prefix: Sequence[str] = (), prelude: Callable[[], object] | None = None
+        self,
+        namespace: Namespace,
+        *,
+        prefix: Sequence[str] = (),
+        prelude: Callable[[], object] | None = None,
+        interpreter: str = sys.executable,
+        modules: Path | None = None,
     ) -> None:
         self.namespace = namespace
+        program = __file__ if modules is None else str(modules / "netns.py")
+        path = sys.path if modules is None else [str(modules)]
         self._connection, theirs = Pipe()
         with theirs:
             self._process = subprocess.Popen(
-                namespace.command(*prefix, sys.executable, __file__, str(theirs.fileno())),
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+                namespace.command(*prefix, interpreter, program, str(theirs.fileno())),
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
                 pass_fds=[theirs.fileno()],
             )
         self._connection.send(prelude)

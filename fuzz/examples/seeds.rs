@@ -8,8 +8,8 @@ use pyspawner::config::OPTIONAL_LAYERS;
 use pyspawner::error::{Failure, Step};
 use pyspawner::layer::Layer;
 use pyspawner::protocol::{
-    ChildAddress, ChildNetwork, CpuBudget, FileOrder, Filesystem, FromZygote, Message, MountOrder, Order,
-    Orders, Report, Rlimits, Spawn, Start, ToZygote, View, Watch, encode,
+    ChildAddress, ChildNetwork, Companion, CpuBudget, FileOrder, Filesystem, FromZygote, Message, MountOrder,
+    Order, Orders, Report, Rlimits, Spawn, Start, ToZygote, View, Watch, encode,
 };
 
 fn main() {
@@ -84,6 +84,8 @@ fn main() {
         &Watch::Watching,
         &[Watch::Refused { errno: 24 }, Watch::This { budget: None }, Watch::This { budget: Some(budget) }],
     );
+    let run = Companion::Run { program: c"/a".into(), arguments: vec!["b".into()] };
+    write(6, &Companion::Running, &[Companion::Refused { errno: 24 }, Companion::EndAll, Companion::Ended, run]);
 }
 
 /// `shortest` has a body of one byte: what is before it is the header, which the target adds itself.

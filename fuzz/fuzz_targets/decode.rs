@@ -4,19 +4,20 @@
 use std::fmt::Debug;
 
 use libfuzzer_sys::fuzz_target;
-use pyspawner::protocol::{FromZygote, Message, Order, Report, Spawn, ToZygote, Watch};
+use pyspawner::protocol::{Companion, FromZygote, Message, Order, Report, Spawn, ToZygote, Watch};
 use pyspawner::protocol::{check_descriptors, decode, encode};
 
 fuzz_target!(|input: &[u8]| {
     let [choice, bytes @ ..] = input else { return };
     // Each with a message whose body is one byte.
-    match choice % 6 {
+    match choice % 7 {
         0 => try_both(&ToZygote::Proceed, bytes),
         1 => try_both(&Spawn { trees: 0, namespaces: false, cgroup: false, cpu_microseconds: None }, bytes),
         2 => try_both(&FromZygote::HandOver, bytes),
         3 => try_both(&Order::Run, bytes),
         4 => try_both(&Report::Born, bytes),
-        _ => try_both(&Watch::Watching, bytes),
+        5 => try_both(&Watch::Watching, bytes),
+        _ => try_both(&Companion::Running, bytes),
     }
 });
 

@@ -10,8 +10,8 @@ use libfuzzer_sys::fuzz_target;
 use pyspawner::error::{Failure, Step};
 use pyspawner::layer::Layer;
 use pyspawner::protocol::{
-    ChildAddress, ChildNetwork, CpuBudget, FileOrder, Filesystem, FromZygote, Message, MountOrder, Order,
-    Orders, ProtocolError, Report, Rlimits, Spawn, Start, ToZygote, View, Watch,
+    ChildAddress, ChildNetwork, Companion, CpuBudget, FileOrder, Filesystem, FromZygote, Message, MountOrder,
+    Order, Orders, ProtocolError, Report, Rlimits, Spawn, Start, ToZygote, View, Watch,
 };
 use pyspawner::protocol::{decode, encode};
 
@@ -21,13 +21,14 @@ fuzz_target!(|input: &[u8]| {
 });
 
 fn try_one(input: &mut Unstructured<'_>) -> Result<()> {
-    match input.int_in_range(0..=5)? {
+    match input.int_in_range(0..=6)? {
         0 => to_zygote(input).and_then(|message| check(&message, input)),
         1 => check(&spawn(input)?, input),
         2 => from_zygote(input).and_then(|message| check(&message, input)),
         3 => order(input).and_then(|message| check(&message, input)),
         4 => report(input).and_then(|message| check(&message, input)),
-        _ => watch(input).and_then(|message| check(&message, input)),
+        5 => watch(input).and_then(|message| check(&message, input)),
+        _ => companion(input).and_then(|message| check(&message, input)),
     }
 }
 
@@ -201,5 +202,15 @@ fn watch(input: &mut Unstructured<'_>) -> Result<Watch> {
         0 => Watch::This { budget: optional(input, budget)? },
         1 => Watch::Watching,
         _ => Watch::Refused { errno: input.arbitrary()? },
+    })
+}
+
+fn companion(input: &mut Unstructured<'_>) -> Result<Companion> {
+    Ok(match input.int_in_range(0..=4)? {
+        0 => Companion::Run { program: path(input)?, arguments: list(input, text)? },
+        1 => Companion::Running,
+        2 => Companion::Refused { errno: input.arbitrary()? },
+        3 => Companion::EndAll,
+        _ => Companion::Ended,
     })
 }

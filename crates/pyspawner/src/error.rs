@@ -102,6 +102,15 @@ pub enum NetworkError {
         /// What it wrote on its standard error.
         said: String,
     },
+    /// There is no program `pasta`.
+    #[error("there is no program pasta, without which only root can give a child a network")]
+    NoPasta,
+    /// The program ended.
+    #[error("pasta refused: {said}")]
+    Pasta {
+        /// What it wrote on its standard error.
+        said: String,
+    },
     /// All of the pool is taken by other Clients, or in use on this host.
     #[error("no addresses are left in {pool}: other Clients have them{}", clash.map_or_else(String::new, |route| format!(", or the host's route to {route} leads there")))]
     NoSubnet {
@@ -148,9 +157,9 @@ impl NetworkError {
     pub fn errno(&self) -> i32 {
         match self {
             Self::NotForwarding | Self::NotForwardingV6 => libc::ENETUNREACH,
-            Self::NoNft => libc::ENOENT,
+            Self::NoNft | Self::NoPasta => libc::ENOENT,
             Self::Nft { said } if said.contains("Operation not permitted") => libc::EPERM,
-            Self::Nft { .. } => libc::EIO,
+            Self::Nft { .. } | Self::Pasta { .. } => libc::EIO,
             Self::NoSubnet { .. } => libc::EADDRNOTAVAIL,
             Self::Exhausted { .. } => libc::EAGAIN,
             Self::Resolve { .. } | Self::NoResolver { .. } => libc::EHOSTUNREACH,
@@ -171,6 +180,13 @@ impl NetworkError {
             Self::NoNft => "install nftables: apt-get install nftables",
             Self::Nft { .. } => {
                 "it needs CAP_NET_ADMIN, a kernel with nftables, and its modules nf_tables, nft_fib_inet, nft_masq and nft_ct"
+            }
+            Self::NoPasta => "install passt: apt-get install passt",
+            Self::Pasta { said } if said.contains("tun") => {
+                "everybody needs /dev/net/tun: modprobe tun; chmod 666 /dev/net/tun. In Docker: --device /dev/net/tun"
+            }
+            Self::Pasta { .. } => {
+                "it needs a default route, and namespaces that an ordinary user may enter: try pasta --config-net ip address"
             }
             Self::NoSubnet { .. } => "choose other networks: NetworkConfig.managed(subnet=..., subnet6=...)",
             Self::Exhausted { .. } => "let a child end first, or make another Client",

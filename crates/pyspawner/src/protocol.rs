@@ -20,7 +20,7 @@ mod tests;
 const MAGIC: [u8; 4] = *b"pysp";
 
 /// Rises with every change of a message. Both ends must have the same.
-pub const VERSION: u16 = 4;
+pub const VERSION: u16 = 5;
 
 /// Bytes before the body: magic, version, conversation.
 const HEADER: usize = MAGIC.len() + size_of::<u16>() + 1;
@@ -164,7 +164,7 @@ impl Message for Spawn {
 /// Zygote to caller, on the zygote's socket, until it is ready.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromZygote {
-    /// The interpreter is up. With it: the watchdog's pidfd.
+    /// The interpreter is up. With it: the watchdog's pidfd, and a line to it, of [`Companion`].
     Hello {
         /// The watchdog's pid.
         watchdog: i32,
@@ -201,7 +201,8 @@ impl Message for FromZygote {
 
     fn descriptors(&self) -> usize {
         match self {
-            Self::Hello { .. } | Self::HandedOver { .. } => 1,
+            Self::Hello { .. } => 2,
+            Self::HandedOver { .. } => 1,
             Self::Importing { .. } | Self::Failed { .. } | Self::HandOver | Self::Ready { .. } => 0,
         }
     }
@@ -440,6 +441,42 @@ impl Message for Watch {
         match self {
             Self::This { budget } => 1 + usize::from(budget.is_some_and(|budget| budget.of_cgroup)),
             Self::Watching | Self::Refused { .. } => 0,
+        }
+    }
+}
+
+/// Caller to watchdog and back: programs that a child needs and that end with it, whoever else is still there. The caller asks, and waits for
+/// the answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Companion {
+    /// From the caller: run a program, and kill it when a child ends. With it: the child's pidfd, and the program's standard output and error.
+    Run {
+        /// Its path.
+        program: CString,
+        /// Its arguments, without its name.
+        arguments: Vec<String>,
+    },
+    /// From the watchdog: it runs.
+    Running,
+    /// From the watchdog: it does not.
+    Refused {
+        /// What the kernel said.
+        errno: i32,
+    },
+    /// From the caller: kill all, and run no other.
+    EndAll,
+    /// From the watchdog: none is left.
+    Ended,
+}
+
+impl Message for Companion {
+    const CONVERSATION: u8 = 7;
+    const MAX_FRAME: usize = 16 * 1024;
+
+    fn descriptors(&self) -> usize {
+        match self {
+            Self::Run { .. } => 3,
+            Self::Running | Self::Refused { .. } | Self::EndAll | Self::Ended => 0,
         }
     }
 }

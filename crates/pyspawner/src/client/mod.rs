@@ -7,6 +7,7 @@
 mod cgroup;
 mod child;
 mod communicate;
+mod companions;
 mod layers;
 mod living;
 mod mounts;
@@ -97,10 +98,11 @@ impl Client {
         // What other threads have asked for is still done: the zygote reads end of file after it.
         connection.shut_down();
         self.zygote.end_within(CLOSE_PATIENCE);
+        // While there is somebody who can.
+        self.networks.close();
         // It dies before the caller can, so it will not kill the children.
         self.watchdog.kill();
         self.reap_abandoned();
-        self.networks.close();
     }
 
     fn check_owner(&self) -> Result<(), Error> {

@@ -421,7 +421,8 @@ impl Newborn {
         let Some(network) = network else {
             return self.give_orders(None, request, mounts, rlimits, descriptors, interrupt);
         };
-        let half = network.make(self.pid)?;
+        let pidfd = self.pidfd.as_ref().ok_or(Error::Closed)?;
+        let half = network.make(self.pid, pidfd.as_fd(), interrupt)?;
         let entered = self.give_orders(Some(half), request, mounts, rlimits, descriptors, interrupt);
         if entered.is_err() {
             network.undo();

@@ -13,6 +13,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags, child_subreaper, getpid, pidfd_open, set_child_subreaper};
 
 use super::cgroup::Delegation;
+use super::companions::Companions;
 use super::network::Networks;
 use super::process::Process;
 use super::{CLOSE_PATIENCE, Client, Interrupt, channel_error, lock, wait_for};
@@ -58,13 +59,19 @@ impl Client {
         let caller_pidfd = pidfd_open(getpid(), PidfdFlags::empty()).map_err(Error::io("pidfd_open"))?;
         let (ours, theirs) = Channel::pair().map_err(Error::io("socketpair"))?;
         let theirs = theirs.above_stdio().map_err(Error::io("fcntl(F_DUPFD_CLOEXEC)"))?;
-        let mut starting =
-            Starting { errors: None, process: None, watchdog: None, connection: ours, importing: None };
+        let mut starting = Starting {
+            errors: None,
+            process: None,
+            watchdog: None,
+            line: None,
+            connection: ours,
+            importing: None,
+        };
         match starting.handshake(options, theirs, [&caller_pidfd, &outputs.0, &outputs.1], interrupt) {
-            Ok((zygote, watchdog, threads)) => Ok(Self {
+            Ok((zygote, watchdog, line, threads)) => Ok(Self {
                 data_bytes: data_bytes(zygote.pid())?,
                 delegation: Delegation::default(),
-                networks: Networks::default(),
+                networks: Networks::new(Companions::new(line)),
                 owner: std::process::id(),
                 connection: Mutex::new(Some(starting.connection)),
                 zygote,
@@ -90,10 +97,12 @@ struct Starting {
     errors: Option<OwnedFd>,
     process: Option<Process>,
     watchdog: Option<Process>,
+    /// To the watchdog.
+    line: Option<Channel>,
     importing: Option<String>,
 }
 
-type Started = (Process, Process, Vec<(String, Vec<String>)>);
+type Started = (Process, Process, Channel, Vec<(String, Vec<String>)>);
 
 impl Starting {
     fn handshake(
@@ -123,7 +132,7 @@ impl Starting {
             };
             match received.message {
                 FromZygote::Hello { watchdog } => {
-                    let (_, [pidfd]) = received
+                    let (_, [pidfd, line]) = received
                         .with()
                         .inspect_err(|_| {
                             kill_unreaped(watchdog);
@@ -131,6 +140,7 @@ impl Starting {
                         })
                         .map_err(channel_error)?;
                     self.watchdog = Some(Process::new(watchdog, pidfd));
+                    self.line = Some(Channel::from(line));
                     self.errors = None;
                     self.importing = Some(String::new());
                 }
@@ -145,10 +155,11 @@ impl Starting {
                 }
                 FromZygote::Ready { threads } => {
                     let out_of_order = ProtocolError::OutOfOrder { waiting_for: "hello" };
+                    let line = self.line.take().ok_or(out_of_order.clone())?;
                     let (Some(zygote), Some(watchdog)) = (self.process.take(), self.watchdog.take()) else {
                         return Err(out_of_order.into());
                     };
-                    return Ok((zygote, watchdog, threads));
+                    return Ok((zygote, watchdog, line, threads));
                 }
                 FromZygote::HandedOver { .. } => {
                     return Err(ProtocolError::OutOfOrder { waiting_for: "ready" }.into());

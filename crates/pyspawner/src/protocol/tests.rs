@@ -132,6 +132,13 @@ fn watch() -> impl Strategy<Value = Watch> {
     prop_oneof![this, Just(Watch::Watching), refused]
 }
 
+fn companion() -> impl Strategy<Value = Companion> {
+    let run =
+        (path(), vec(text(), 0..6)).prop_map(|(program, arguments)| Companion::Run { program, arguments });
+    let refused = any::<i32>().prop_map(|errno| Companion::Refused { errno });
+    prop_oneof![run, refused, select(vec![Companion::Running, Companion::EndAll, Companion::Ended])]
+}
+
 /// A frame with the header of `message` and another body.
 fn framed<M: Message>(message: &M, body: &[u8]) -> Vec<u8> {
     let mut frame = encode(message).expect("a frame");
@@ -274,6 +281,7 @@ conversations! {
     order: Order,
     report: Report,
     watch: Watch,
+    companion: Companion,
 }
 
 #[test]

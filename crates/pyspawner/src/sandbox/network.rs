@@ -59,5 +59,5 @@ fn allow_ping() -> rustix::io::Result<()> {
     // Whose /proc it is does not matter here: the namespace is that of whoever writes.
     let path = format!("{}/sys/net/ipv4/ping_group_range", stage::PROC);
     let range = openat(CWD, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
-    rustix::io::write(&range, format!("0 {CHILD_ID}").as_bytes()).map(drop)
+    rustix::io::write(&range, format!("{CHILD_ID} {CHILD_ID}").as_bytes()).map(drop)
 }

@@ -12,7 +12,11 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::write;
 use rustix::mount::{MountFlags, MountPropagationFlags, mount_bind, mount_change, mount_remount};
 use rustix::process::{getegid, geteuid};
-use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, LinkNameSpaceType, ThreadNameSpaceType, UnshareFlags,
+    configure_capability_in_ambient_set, move_into_link_name_space, move_into_thread_name_spaces,
+    set_capabilities, unshare_unsafe,
+};
 
 use super::descriptors;
 
@@ -104,8 +108,40 @@ pub(crate) fn isolate(command: &mut Command, socket: BorrowedFd<'_>, program: &P
     }
 }
 
+/// Lets `command` run in the user and network namespaces of a process, with the capability to set up that network and no other. Who made a
+/// user namespace may enter it so, whoever he is.
+pub(crate) fn run_in_network_of(command: &mut Command, process: BorrowedFd<'_>) {
+    let number = process.as_raw_fd();
+    let only = CapabilitySet::NET_ADMIN;
+    // SAFETY: runs between fork and exec, and makes nothing but system calls. The descriptor is open until the caller drops it, after
+    // spawn.
+    unsafe {
+        command.pre_exec(move || {
+            move_into_thread_name_spaces(
+                BorrowedFd::borrow_raw(number),
+                ThreadNameSpaceType::USER | ThreadNameSpaceType::NETWORK,
+            )?;
+            // Whoever the user is in there, it is not root, and would lose them by exec.
+            set_capabilities(None, CapabilitySets { effective: only, permitted: only, inheritable: only })?;
+            configure_capability_in_ambient_set(only, true)?;
+            Ok(())
+        });
+    }
+}
+
+/// Lets `command` run on its own: in its own session, with no signal blocked or ignored.
+pub(crate) fn detach(command: &mut Command) {
+    // SAFETY: runs between fork and exec, and makes nothing but system calls.
+    unsafe {
+        command.pre_exec(|| {
+            rustix::process::setsid()?;
+            reset_signals();
+            Ok(())
+        });
+    }
+}
+
 /// Has a command run in another network namespace.
-#[expect(unsafe_code, reason = "pre_exec")]
 pub(crate) fn run_in_network_namespace(command: &mut Command, namespace: BorrowedFd<'_>) {
     let namespace = namespace.as_raw_fd();
     // SAFETY: setns(2) is async-signal-safe, and the descriptor is open for as long as the caller borrows it: until the command has been

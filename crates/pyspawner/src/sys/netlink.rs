@@ -8,7 +8,7 @@ use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
     NetlinkPayload,
 };
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags,
     LinkInfo, LinkMessage,
@@ -103,17 +103,38 @@ impl Netlink {
 
     /// The destinations of all routes, of every table and both families. A default route has a prefix of length 0.
     pub(crate) fn destinations(&mut self) -> Result<Vec<IpNet>> {
+        Ok(self.routes()?.iter().filter_map(destination).collect())
+    }
+
+    /// All that ends at this host: its addresses, and what routes say that it is.
+    pub(crate) fn own(&mut self) -> Result<Vec<IpNet>> {
+        let ends_here = |route: &&RouteMessage| {
+            matches!(route.header.kind, RouteType::Local | RouteType::Broadcast | RouteType::Anycast)
+        };
+        let mut own: Vec<IpNet> = self.routes()?.iter().filter(ends_here).filter_map(destination).collect();
+        // One that is so new that it has no route yet, or whose interface is down.
+        own.extend(self.addresses()?.iter().map(|network| IpNet::from(network.addr())));
+        Ok(own)
+    }
+
+    /// Whether a default route leads IPv6 anywhere.
+    pub(crate) fn has_way_out_v6(&mut self) -> Result<bool> {
+        Ok(self.routes()?.iter().map(|route| &route.header).any(|route| {
+            route.address_family == AddressFamily::Inet6
+                && route.destination_prefix_length == 0
+                && route.kind == RouteType::Unicast
+        }))
+    }
+
+    fn routes(&mut self) -> Result<Vec<RouteMessage>> {
         let answers = self.ask(RouteNetlinkMessage::GetRoute(RouteMessage::default()), NLM_F_DUMP)?;
-        let destination = |answer| {
-            let RouteNetlinkMessage::NewRoute(route) = answer else { return None };
-            let length = route.header.destination_prefix_length;
-            route.attributes.iter().find_map(|attribute| match attribute {
-                RouteAttribute::Destination(RouteAddress::Inet(ip)) => IpNet::new((*ip).into(), length).ok(),
-                RouteAttribute::Destination(RouteAddress::Inet6(ip)) => IpNet::new((*ip).into(), length).ok(),
+        Ok(answers
+            .into_iter()
+            .filter_map(|answer| match answer {
+                RouteNetlinkMessage::NewRoute(route) => Some(route),
                 _ => None,
             })
-        };
-        Ok(answers.into_iter().filter_map(destination).collect())
+            .collect())
     }
 
     pub(crate) fn delete(&mut self, index: u32) -> Result<()> {
@@ -180,6 +201,8 @@ impl Netlink {
         message.header.family = family(address.addr());
         message.header.prefix_len = address.prefix_len();
         message.header.index = index;
+        // Nobody else on such a link could have it, and to ask takes a second in which it is of no use.
+        message.header.flags = AddressHeaderFlags::Nodad;
         message.attributes.push(AddressAttribute::Local(address.addr()));
         message.attributes.push(AddressAttribute::Address(address.addr()));
         if let IpAddr::V4(broadcast) = address.broadcast() {
@@ -258,6 +281,16 @@ impl Netlink {
 fn links(answers: Vec<RouteNetlinkMessage>) -> impl Iterator<Item = Link> {
     answers.into_iter().filter_map(|answer| match answer {
         RouteNetlinkMessage::NewLink(found) => Some(found.into()),
+        _ => None,
+    })
+}
+
+/// Where a route leads. A default route may say so by saying nothing.
+fn destination(route: &RouteMessage) -> Option<IpNet> {
+    let length = route.header.destination_prefix_length;
+    route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet(ip)) => IpNet::new((*ip).into(), length).ok(),
+        RouteAttribute::Destination(RouteAddress::Inet6(ip)) => IpNet::new((*ip).into(), length).ok(),
         _ => None,
     })
 }

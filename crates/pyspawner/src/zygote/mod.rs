@@ -6,6 +6,7 @@
 
 mod budget;
 mod clone;
+mod companions;
 mod host;
 mod huge_pages;
 mod mappings;
@@ -123,12 +124,15 @@ impl Boot {
         set_comm(c"pyspawner");
         let thread =
             ThreadFacts::of_this_thread().map_err(ZygoteError::io("asking for the thread id's address"))?;
-        let (watchdog, pid, pidfd) = Watchdog::start(&caller, thread, title)?;
+        let (watchdog, started) = Watchdog::start(&caller, thread, title)?;
         if let Some(title) = title {
             title.set(b"pyspawner: zygote");
         }
         channel
-            .send(&FromZygote::Hello { watchdog: pid }, &[pidfd.as_fd()])
+            .send(
+                &FromZygote::Hello { watchdog: started.pid },
+                &[started.pidfd.as_fd(), started.line.as_fd()],
+            )
             .map_err(ZygoteError::channel("hello"))?;
         let empty = std::fs::File::open("/dev/null").map_err(ZygoteError::io("opening /dev/null"))?;
         descriptors::become_stdio(&empty, &stdout, &stderr)

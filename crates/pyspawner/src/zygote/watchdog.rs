@@ -1,8 +1,8 @@
 //! The watchdog: when the caller dies without closing its Client, every child it started dies too, and so does the zygote.
 //!
 //! Who runs this: a copy of the zygote from before its imports, and a child of the caller. It holds the caller's pidfd, the zygote's and
-//! every child's, and may do one thing: SIGKILL by pidfd, which for pid 1 of a pid namespace ends everything in it. So it also ends a child
-//! that has used its CPU time. It is a process of its own because the zygote may be killed first, and because `PR_SET_PDEATHSIG` would fire
+//! every child's, and mostly does one thing: SIGKILL by pidfd, which for pid 1 of a pid namespace ends everything in it. So it also ends a
+//! child that has used its CPU time. The caller may have it run a program that ends with a child; see `companions.rs`. It is a process of its own because the zygote may be killed first, and because `PR_SET_PDEATHSIG` would fire
 //! when a mere *thread* of the caller ends. Closing a Client ends its watchdog first: children then live on.
 
 use std::collections::BTreeMap;
@@ -14,17 +14,18 @@ use std::time::{Duration, Instant};
 
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
-use rustix::fs::{Mode, OFlags, openat};
-use rustix::io::Errno;
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, pidfd_send_signal, setrlimit};
 
 use crate::channel::{Channel, ChannelError, Received};
-use crate::protocol::{CpuBudget, Watch};
+use crate::protocol::{self, CpuBudget, Watch};
 use crate::sys::clone::{Cloned, ThreadFacts, clone_plain_sibling};
 use crate::sys::kernel::{block_all_signals, exit_now, set_comm};
 use crate::sys::{descriptors, title::Title};
 
 use super::budget::Budget;
+use super::companions::{Companions, TOKENS};
 use super::{ZygoteError, own_pidfd};
 
 /// The zygote's line to its watchdog.
@@ -33,17 +34,26 @@ pub(super) struct Watchdog {
     channel: Channel,
 }
 
+/// What the caller is told of its watchdog.
+pub(super) struct Started {
+    pub(super) pid: i32,
+    pub(super) pidfd: OwnedFd,
+    /// The caller's own line to it.
+    pub(super) line: Channel,
+}
+
 impl Watchdog {
-    /// Clones the watchdog off the young, still single-threaded zygote. Also answers its pid and pidfd.
+    /// Clones the watchdog off the young, still single-threaded zygote.
     #[expect(unsafe_code, reason = "the fork guard")]
     pub(super) fn start(
         caller: &OwnedFd,
         thread: ThreadFacts,
         title: Option<Title>,
-    ) -> Result<(Self, i32, OwnedFd), ZygoteError> {
+    ) -> Result<(Self, Started), ZygoteError> {
         let doing = "starting the watchdog";
         let zygote = own_pidfd().map_err(ZygoteError::io(doing))?;
         let (ours, theirs) = Channel::pair().map_err(ZygoteError::io(doing))?;
+        let (callers, of_caller) = Channel::pair().map_err(ZygoteError::io(doing))?;
         let proc = File::open("/proc").map_err(ZygoteError::io(doing))?;
         let names = super::threads::others().map_err(ZygoteError::io(doing))?;
         if !names.is_empty() {
@@ -51,22 +61,24 @@ impl Watchdog {
         }
         // SAFETY: single-threaded: counted on the line above.
         match unsafe { clone_plain_sibling(thread) }.map_err(ZygoteError::io(doing))? {
-            Cloned::Parent { pid, pidfd } => Ok((Self { channel: ours }, pid, pidfd)),
+            Cloned::Parent { pid, pidfd } => {
+                Ok((Self { channel: ours }, Started { pid, pidfd, line: callers }))
+            }
             Cloned::Child => {
-                std::mem::forget(ours);
+                std::mem::forget((ours, callers));
                 let proc = ManuallyDrop::new(proc);
                 // SAFETY: the owners of all other descriptors are forgotten, or frames above this one, to which this process never returns.
                 let closed = unsafe {
                     descriptors::close_all_except(
                         proc.as_fd(),
-                        &[theirs.as_fd(), caller.as_fd(), zygote.as_fd()],
+                        &[theirs.as_fd(), of_caller.as_fd(), caller.as_fd(), zygote.as_fd()],
                     )
                 };
                 set_comm(c"pyspawner-watch");
                 if let Some(title) = title {
                     title.set(b"pyspawner: watchdog");
                 }
-                let watched = closed.and_then(|()| watch_until_the_end(&theirs, caller, zygote));
+                let watched = closed.and_then(|()| watch_until_the_end(&theirs, &of_caller, caller, zygote));
                 exit_now(i32::from(watched.is_err()))
             }
         }
@@ -130,10 +142,20 @@ impl Watched {
 
 const CALLER: u64 = 0;
 const ZYGOTE_SOCKET: u64 = 1;
+const CALLER_SOCKET: u64 = 2;
 
 /// Returns when there is nobody left to watch over: the caller has died and all are killed, or the zygote and every child have ended.
-fn watch_until_the_end(zygote_socket: &Channel, caller: &OwnedFd, zygote: OwnedFd) -> rustix::io::Result<()> {
+fn watch_until_the_end(
+    zygote_socket: &Channel,
+    caller_socket: &Channel,
+    caller: &OwnedFd,
+    zygote: OwnedFd,
+) -> rustix::io::Result<()> {
     block_all_signals();
+    // What is opened from here on is no standard stream: those of companions are put in their place.
+    let null = openat(CWD, "/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    let null = fcntl_dupfd_cloexec(null, 3)?;
+    descriptors::become_stdio(&null, &null, &null)?;
     // Room for as many children as the hard limit allows; children were cloned by the zygote and keep their own limits.
     let hard = getrlimit(Resource::Nofile).maximum;
     setrlimit(Resource::Nofile, Rlimit { current: hard, maximum: hard })?;
@@ -144,14 +166,16 @@ fn watch_until_the_end(zygote_socket: &Channel, caller: &OwnedFd, zygote: OwnedF
     };
     add(caller.as_fd(), CALLER)?;
     add(zygote_socket.as_fd(), ZYGOTE_SOCKET)?;
-    let mut next_token = ZYGOTE_SOCKET + 1;
+    add(caller_socket.as_fd(), CALLER_SOCKET)?;
+    let mut companions = Companions::new(&epoll);
+    let mut next_token = CALLER_SOCKET + 1;
     let mut watched = BTreeMap::new();
     add(zygote.as_fd(), next_token)?;
     watched.insert(next_token, Watched { pidfd: zygote, budget: None });
 
     let mut zygote_talks = true;
     let mut space = [MaybeUninit::uninit(); 64];
-    while zygote_talks || !watched.is_empty() {
+    while zygote_talks || !watched.is_empty() || !companions.is_empty() {
         let look_at =
             watched.values().filter_map(|watched| watched.budget.as_ref().map(Budget::look_at)).min();
         let patience = look_at.map(|time| {
@@ -168,6 +192,7 @@ fn watch_until_the_end(zygote_socket: &Channel, caller: &OwnedFd, zygote: OwnedF
             for watched in watched.values() {
                 watched.kill();
             }
+            companions.kill_all();
             // A child that the zygote has cloned and not yet registered reads end of file, because the caller is gone.
             return Ok(());
         }
@@ -179,6 +204,20 @@ fn watch_until_the_end(zygote_socket: &Channel, caller: &OwnedFd, zygote: OwnedF
         }
         for event in events {
             let token = event.data.u64();
+            if token >= TOKENS {
+                companions.handle(token);
+                continue;
+            }
+            if token == CALLER_SOCKET {
+                match caller_socket.recv::<protocol::Companion>() {
+                    Ok(Some(received)) => {
+                        // A caller that is gone does not need the answer.
+                        let _ = caller_socket.send(&companions.obey(received), &[]);
+                    }
+                    _ => epoll::delete(&epoll, caller_socket.as_fd())?,
+                }
+                continue;
+            }
             if token != ZYGOTE_SOCKET {
                 // The process has ended. The caller may hold the same pidfd for as long as it likes, and epoll would report it for as long.
                 if let Some(watched) = watched.remove(&token) {

@@ -11,15 +11,14 @@ use std::os::fd::BorrowedFd;
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
-use crate::config::{GLOBAL_V6, NEVER_V4, NEVER_V6, Protocol, internal_v4, internal_v6};
 use crate::error::NetworkError;
 
-use super::block::{Block, LEAST_PREFIX};
+use super::block::Block;
+use super::judge::{connections, hosts, judge, limit, neighbours, networks, nobodys, sets, state};
 use super::nft::{
-    Table, accept, accepting, drop_it, dropping, from, interface, is_one_of, matches, meta, payload, refuse,
-    refusing, to,
+    Table, Where, accept, drop_it, dropping, from, interface, matches, meta, payload, refuse, refusing,
 };
-use super::policy::{Endpoint, Policy};
+use super::policy::Policy;
 use super::router::{Router, UPLINK};
 
 /// All interfaces of pyspawner's on a host begin with this, and no child reaches another one by any of them.
@@ -40,9 +39,6 @@ const BEFORE_DNAT: i32 = -150;
 const BEFORE_FILTER: i32 = -10;
 const SOURCE_NAT: i32 = 100;
 
-/// The most connections of a child at a time: all have to share what the host can remember.
-const CONNECTIONS: u32 = 1024;
-
 /// More than there are children of a block, each of which has an interface of its own.
 const METER_SIZE: u32 = 512;
 
@@ -55,18 +51,7 @@ pub(super) fn interface_of(policy: u8, child: u16) -> String {
 pub(super) fn make_judge(router: &Router) -> Result<(), NetworkError> {
     let table = judging(router);
     let mut commands = vec![table.create()];
-    let v4: Vec<IpNet> = NEVER_V4.iter().map(|(network, _)| (*network).into()).collect();
-    let v6: Vec<IpNet> = NEVER_V6.iter().map(|(network, _)| (*network).into()).collect();
-    commands.push(table.add_set("never4", "ipv4_addr", &v4));
-    commands.push(table.add_set("never6", "ipv6_addr", &v6));
-    let v4: Vec<IpNet> = internal_v4().into_iter().map(IpNet::from).collect();
-    let v6: Vec<IpNet> = internal_v6().into_iter().map(IpNet::from).collect();
-    commands.push(table.add_set("internal4", "ipv4_addr", &v4));
-    commands.push(table.add_set("internal6", "ipv6_addr", &v6));
-    for name in ["host", "lan"] {
-        commands.push(table.add_set(&format!("{name}4"), "ipv4_addr", &[]));
-        commands.push(table.add_set(&format!("{name}6"), "ipv6_addr", &[]));
-    }
+    commands.extend(sets(&table));
     commands.push(table.add_hook("from_children", "prerouting", BEFORE_DNAT, "accept"));
     commands.push(table.add_hook("through", "forward", BEFORE_FILTER, "drop"));
     commands.push(table.add_hook("to_router", "input", BEFORE_FILTER, "drop"));
@@ -80,24 +65,17 @@ pub(super) fn make_judge(router: &Router) -> Result<(), NetworkError> {
         vec![matches("!=", &json!({"&": [payload("ip6", "saddr"), "::3"]}), &json!("::2"))],
         vec![matches("==", &json!({"fib": {"result": "oif", "flags": ["saddr", "iif"]}}), &json!(false))],
     ];
-    let nobodys = [
-        // The router itself, broadcast, multicast.
-        vec![matches("!=", &json!({"fib": {"result": "type", "flags": ["daddr"]}}), &json!("unicast"))],
-        vec![matches("==", &payload("ip", "daddr"), &json!("@never4"))],
-        vec![matches("==", &payload("ip6", "daddr"), &json!("@never6"))],
-        vec![matches("==", &payload("ip", "daddr"), &json!("@host4"))],
-        vec![matches("==", &payload("ip6", "daddr"), &json!("@host6"))],
-    ];
     let mut from_children = vec![vec![matches("!=", &meta("iifname"), &json!(CHILDREN)), accept()]];
     from_children.extend(spoofed.into_iter().map(dropping));
-    from_children.extend(nobodys.into_iter().map(refusing));
+    from_children.extend(nobodys());
     from_children.push(vec![json!({"jump": {"target": "by_policy"}})]);
     from_children.push(vec![refuse()]);
     commands.extend(table.add_rules("from_children", &from_children));
 
-    let state = |states: &[&str]| matches("==", &json!({"ct": {"key": "state"}}), &json!({"set": states}));
     let is_known = state(&["established", "related"]);
     let through = [
+        // It would leave without the change of its source.
+        dropping(vec![state(&["invalid"])]),
         refusing(vec![interface("iifname", CHILDREN), state(&["new"]), too_many()]),
         vec![interface("iifname", CHILDREN), interface("oifname", UPLINK), accept()],
         vec![interface("oifname", CHILDREN), is_known.clone(), json!({"jump": {"target": "to_policy"}})],
@@ -112,19 +90,8 @@ pub(super) fn make_judge(router: &Router) -> Result<(), NetworkError> {
 /// and be no stranger's.
 pub(super) fn tell_addresses_of_host(router: &Router, addresses: &[IpNet]) -> Result<(), NetworkError> {
     let table = judging(router);
-    let by_family = |networks: Vec<IpNet>| -> (Vec<IpNet>, Vec<IpNet>) {
-        networks.into_iter().partition(|one| one.addr().is_ipv4())
-    };
-    let (v4, v6) = by_family(addresses.iter().map(|network| network.addr().into()).collect());
-    let networks = addresses.iter().filter(|network| network.prefix_len() >= LEAST_PREFIX);
-    let (lan4, lan6) = by_family(networks.map(IpNet::trunc).collect());
-    let mut commands = Vec::new();
-    for (name, networks) in [("host4", v4), ("host6", v6), ("lan4", lan4), ("lan6", lan6)] {
-        commands.push(table.flush_set(name));
-        if !networks.is_empty() {
-            commands.push(table.add_elements(name, &networks));
-        }
-    }
+    let own: Vec<IpNet> = addresses.iter().map(|network| network.addr().into()).collect();
+    let commands = [hosts(&table, &own), neighbours(&table, &networks(addresses))].concat();
     table.run(&commands)
 }
 
@@ -143,7 +110,11 @@ pub(super) fn change(
     }
     let (number, policy) = new;
     commands.push(table.add_chain(&chain(number)));
-    commands.extend(table.add_rules(&chain(number), &judge(number, policy)));
+    if let Some(bandwidth) = policy.bandwidth {
+        let over = over("iifname", &meter("up", number), bandwidth.get());
+        commands.push(table.add_rule(&chain(number), &[over, drop_it()]));
+    }
+    commands.extend(table.add_rules(&chain(number), &judge(policy)));
     for (number, policy) in policies {
         let interfaces = format!("c{number:02x}*");
         let goto = json!({"goto": {"target": chain(*number)}});
@@ -158,13 +129,13 @@ pub(super) fn change(
 }
 
 fn judging(router: &Router) -> Table<'_> {
-    Table { name: JUDGE, namespace: Some(router.namespace()) }
+    Table { name: JUDGE, place: Where::Namespace(router.namespace()) }
 }
 
 /// Makes the host's table, for the uplink of a block.
 pub(super) fn make_way_out(router: &Router, block: &Block) -> Result<(), NetworkError> {
     let name = format!("{TABLES}{}", block.tag());
-    let table = Table { name: &name, namespace: Some(router.host()) };
+    let table = Table { name: &name, place: Where::Namespace(router.host()) };
     let uplink = router.uplink();
     let anybody = format!("{INTERFACES}*");
     let comes_in = || interface("iifname", uplink);
@@ -198,7 +169,7 @@ pub(super) fn make_way_out(router: &Router, block: &Block) -> Result<(), Network
 /// first: somebody else may be sweeping too.
 pub(super) fn remove_way_out(tag: &str, host: Option<BorrowedFd<'_>>) -> Result<(), NetworkError> {
     let name = format!("{TABLES}{tag}");
-    let table = Table { name: &name, namespace: host };
+    let table = Table { name: &name, place: host.map_or(Where::Here, Where::Namespace) };
     table.run(&[table.add(), table.delete()])
 }
 
@@ -211,99 +182,17 @@ fn meter(direction: &str, policy: u8) -> String {
     format!("{direction}_{policy:02x}")
 }
 
-/// The rules of a policy: the first that matches decides.
-fn judge(number: u8, policy: &Policy) -> Vec<Vec<Value>> {
-    let mut rules = Vec::new();
-    if let Some(bandwidth) = policy.bandwidth {
-        rules.push(vec![over("iifname", &meter("up", number), bandwidth.get()), drop_it()]);
-    }
-    for endpoint in &policy.deny {
-        rules.extend(denied(endpoint).into_iter().map(refusing));
-    }
-    for resolver in &policy.dns {
-        let network = Some((*resolver).into());
-        let resolver = Endpoint { network, ports: vec![53..=53], protocol: None };
-        rules.extend(allowed(&resolver).into_iter().map(accepting));
-    }
-    for endpoint in &policy.allow {
-        rules.extend(allowed(endpoint).into_iter().map(accepting));
-    }
-    rules.push(vec![refuse()]);
-    rules
-}
-
-fn denied(endpoint: &Endpoint) -> Vec<Vec<Value>> {
-    let place: Vec<Value> = endpoint.network.iter().map(to).collect();
-    let protocol = match (endpoint.protocol, endpoint.ports.is_empty()) {
-        (None, true) => Vec::new(),
-        (Some(Protocol::Icmp), _) => vec![is_one_of(&["icmp", "icmpv6"])],
-        _ => transport(endpoint),
-    };
-    vec![[place, protocol].concat()]
-}
-
-fn allowed(endpoint: &Endpoint) -> Vec<Vec<Value>> {
-    let mut rules = Vec::new();
-    for (place, is_v6) in places(endpoint) {
-        if endpoint.protocol != Some(Protocol::Icmp) {
-            rules.push([place.clone(), transport(endpoint)].concat());
-        }
-        let is_icmp = matches!(endpoint.protocol, None | Some(Protocol::Icmp)) && endpoint.ports.is_empty();
-        if is_icmp {
-            let field = payload(if is_v6 { "icmpv6" } else { "icmp" }, "type");
-            rules.push([place, vec![matches("==", &field, &json!("echo-request"))]].concat());
-        }
-    }
-    rules
-}
-
-/// Where an allowed endpoint is, in one rule for each family and range; and whether that is IPv6.
-fn places(endpoint: &Endpoint) -> Vec<(Vec<Value>, bool)> {
-    if let Some(network) = &endpoint.network {
-        return vec![(vec![to(network)], network.addr().is_ipv6())];
-    }
-    let not_in = |protocol, sets: [&str; 2]| {
-        sets.map(|set| matches("!=", &payload(protocol, "daddr"), &json!(set))).to_vec()
-    };
-    let v4 = (not_in("ip", ["@internal4", "@lan4"]), false);
-    let v6 = GLOBAL_V6
-        .iter()
-        .map(|range| ([vec![to(&(*range).into())], not_in("ip6", ["@internal6", "@lan6"])].concat(), true));
-    [v4].into_iter().chain(v6).collect()
-}
-
-/// Of TCP and UDP, what an endpoint means.
-fn transport(endpoint: &Endpoint) -> Vec<Value> {
-    let protocols: &[&str] = match endpoint.protocol {
-        Some(Protocol::Tcp) => &["tcp"],
-        Some(Protocol::Udp) => &["udp"],
-        _ => &["tcp", "udp"],
-    };
-    let mut expressions = vec![is_one_of(protocols)];
-    if !endpoint.ports.is_empty() {
-        let ports = endpoint.ports.iter().map(|range| match (range.start(), range.end()) {
-            (first, last) if first == last => json!(first),
-            (first, last) => json!({"range": [first, last]}),
-        });
-        // Of a set, overlapping ranges would be refused.
-        let ports: Vec<Value> = ports.collect();
-        expressions.push(matches("==", &payload("th", "dport"), &json!({"set": ports})));
-    }
-    expressions
-}
-
 /// More connections at a time than one may have.
 fn too_many() -> Value {
-    let count = json!({"ct count": {"val": CONNECTIONS, "inv": true}});
-    json!({"meter": {"name": "connections", "key": meta("iifname"), "size": METER_SIZE, "stmt": count}})
+    meter_of("iifname", "connections", &connections())
 }
 
 /// More than so many bytes per second, of the packet's interface.
 fn over(key: &str, meter: &str, bytes: u64) -> Value {
-    const LEAST_BURST: u64 = 64 * 1024;
-    let limit = json!({
-        "rate": bytes, "per": "second", "rate_unit": "bytes",
-        "burst": LEAST_BURST.max(bytes / 8), "burst_unit": "bytes", "inv": true,
-    });
-    json!({"meter": {"name": meter, "key": meta(key), "size": METER_SIZE, "stmt": {"limit": limit}}})
+    meter_of(key, meter, &limit(bytes))
+}
+
+/// A statement that counts for each interface alone.
+fn meter_of(key: &str, name: &str, statement: &Value) -> Value {
+    json!({"meter": {"name": name, "key": meta(key), "size": METER_SIZE, "stmt": statement}})
 }

@@ -1,18 +1,24 @@
 //! The caller's half of the layer `network`.
 //!
 //! A managed child takes a place in a block of addresses (`block.rs`) behind a router of its Client's (`router.rs`), which judges what it
-//! sends (`firewall.rs`) by its policy (`policy.rs`). Its veth pair is all that is made for it alone.
+//! sends (`firewall.rs`) by its policy (`policy.rs`). Its veth pair is all that is made for it alone. A caller that is not root has another
+//! way out (`rootless.rs`), with the same judge (`judge.rs`).
 
 mod block;
 mod conntrack;
 mod firewall;
+mod judge;
 mod nft;
+mod pasta;
 mod policy;
+mod program;
+mod rootless;
 mod router;
 mod veth;
 
 use std::collections::VecDeque;
 use std::fs;
+use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -25,9 +31,11 @@ use crate::layer::Layer;
 use crate::protocol::{ChildAddress, ChildNetwork, FileOrder};
 use crate::sys::netlink::Netlink;
 
-use super::lock;
+use super::companions::Companions;
+use super::{Interrupt, lock};
 use block::Block;
 use policy::{Policy, resolve};
+use rootless::Rootless;
 use router::Router;
 use veth::Veth;
 
@@ -38,9 +46,10 @@ const IN_CHILD: &str = "eth0";
 const SPARE_POLICIES: usize = 32;
 
 /// The managed networks of a Client.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Networks {
     egresses: Mutex<Vec<Arc<Egress>>>,
+    companions: Arc<Companions>,
 }
 
 /// What a child's network is to be, with all that can fail before there is a child.
@@ -48,24 +57,44 @@ pub(super) struct Networks {
 pub(super) struct Prepared<'a> {
     network: &'a Network,
     /// Of a managed one.
-    place: Option<Place>,
+    way: Option<Way>,
     /// Of one that the user has named, when it is made.
     veth: Option<Veth>,
     /// What the child is to find in its root.
     pub(super) files: Vec<FileOrder>,
 }
 
+/// A managed child's way out.
+#[derive(Debug)]
+enum Way {
+    /// Through a router of its Client's, which only root can make.
+    Routed(Place),
+    /// Through sockets of the caller's user.
+    Rootless(Rootless),
+}
+
 impl Networks {
+    pub(super) fn new(companions: Companions) -> Self {
+        Self { egresses: Mutex::default(), companions: Arc::new(companions) }
+    }
+
     /// Prepares a child's network.
     pub(super) fn prepare<'a>(&self, network: &'a Network) -> Result<Prepared<'a>, Error> {
         let Network::Managed(managed) = network else {
-            return Ok(Prepared { network, place: None, veth: None, files: Vec::new() });
+            return Ok(Prepared { network, way: None, veth: None, files: Vec::new() });
         };
-        let managed = managed.read()?;
+        let mut managed = managed.read()?;
+        let is_rootless = rootless::is_needed();
+        if is_rootless {
+            managed.pool = rootless::usable(managed.pool)?;
+        }
         let resolved = resolve(&managed)?;
-        let egress = self.egress(&managed)?;
-        let place = Egress::place(&egress, resolved.policy)?;
-        Ok(Prepared { network, place: Some(place), veth: None, files: resolved.files })
+        let way = if is_rootless {
+            Way::Rootless(Rootless::new(&managed.pool, resolved.policy, &self.companions)?)
+        } else {
+            Way::Routed(Egress::place(&self.egress(&managed)?, resolved.policy)?)
+        };
+        Ok(Prepared { network, way: Some(way), veth: None, files: resolved.files })
     }
 
     /// Cuts off the children that live, and takes away everything.
@@ -73,6 +102,7 @@ impl Networks {
         for egress in lock(&self.egresses).drain(..) {
             egress.close();
         }
+        self.companions.end_all();
     }
 
     /// The one of this pool, in the network namespace of the calling thread.
@@ -92,15 +122,21 @@ impl Networks {
 }
 
 impl Prepared<'_> {
-    /// Makes the caller's half for the child `pid`, and answers the child's.
-    pub(super) fn make(&mut self, pid: i32) -> Result<ChildNetwork, Error> {
-        match (self.network, &self.place) {
+    /// Makes the caller's half for a child, and answers the child's.
+    pub(super) fn make(
+        &mut self,
+        pid: i32,
+        pidfd: BorrowedFd<'_>,
+        interrupt: Interrupt<'_>,
+    ) -> Result<ChildNetwork, Error> {
+        match (self.network, &self.way) {
             (Network::Veth(config), _) => {
                 let (veth, half) = Veth::make(config, pid)?;
                 self.veth = Some(veth);
                 Ok(half)
             }
-            (Network::Managed(_), Some(place)) => place.make(pid),
+            (_, Some(Way::Routed(place))) => place.make(pid),
+            (_, Some(Way::Rootless(rootless))) => rootless.make(pid, pidfd, interrupt),
             _ => Ok(ChildNetwork::default()),
         }
     }
@@ -110,19 +146,22 @@ impl Prepared<'_> {
         if let Some(veth) = &self.veth {
             veth.remove();
         }
-        if let Some(place) = &self.place {
+        if let Some(Way::Routed(place)) = &self.way {
             place.egress.router.remove_child(&place.interface);
         }
     }
 
     /// What the child keeps for as long as it lives.
     pub(super) fn into_place(self) -> Option<Place> {
-        self.place
+        match self.way {
+            Some(Way::Routed(place)) => Some(place),
+            _ => None,
+        }
     }
 
     /// In words.
     pub(super) fn describe(&self) -> String {
-        match (self.network, &self.place) {
+        match (self.network, &self.way) {
             (Network::Veth(network), _) => format!(
                 "veth pair {} {} and {} {}",
                 network.kernel_veth_name,
@@ -130,9 +169,12 @@ impl Prepared<'_> {
                 network.child_veth_name,
                 network.child_ipv4_address
             ),
-            (Network::Managed(managed), Some(place)) => {
-                let addresses: Vec<_> =
-                    place.addresses().iter().map(|end| end.address.addr().to_string()).collect();
+            (Network::Managed(managed), Some(way)) => {
+                let (addresses, by) = match way {
+                    Way::Routed(place) => (place.addresses(), place.egress.router.uplink()),
+                    Way::Rootless(rootless) => (rootless.addresses.clone(), "pasta"),
+                };
+                let addresses: Vec<_> = addresses.iter().map(|end| end.address.addr().to_string()).collect();
                 let reach = if managed.allow.is_empty() {
                     "the public Internet".to_owned()
                 } else {
@@ -143,7 +185,7 @@ impl Prepared<'_> {
                 } else {
                     format!(", less {}", managed.deny.join(" "))
                 };
-                format!("{} by {}: {reach}{less}", addresses.join(" and "), place.egress.router.uplink())
+                format!("{} by {by}: {reach}{less}", addresses.join(" and "))
             }
             _ => "only a lo, which is up".to_owned(),
         }

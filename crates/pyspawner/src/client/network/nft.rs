@@ -2,25 +2,34 @@
 
 use std::io::{self, Read, Write};
 use std::os::fd::BorrowedFd;
-use std::path::Path;
 use std::process::{Command, Stdio};
 
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use crate::error::NetworkError;
-use crate::sys::command::run_in_network_namespace;
+use crate::sys::command::{run_in_network_namespace, run_in_network_of};
 
-/// Where it is for those whose `PATH` has no directories of an administrator's.
-const ELSEWHERE: [&str; 2] = ["/usr/sbin/nft", "/sbin/nft"];
+use super::program::find;
 
 const FAMILY: &str = "inet";
 
-/// A table, in the network namespace of the calling thread or in another one.
+/// Whose network it is.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Where<'a> {
+    /// That of the calling thread.
+    Here,
+    /// Another network namespace.
+    Namespace(BorrowedFd<'a>),
+    /// That of the process with this pidfd, and with the rights of its user namespace.
+    Process(BorrowedFd<'a>),
+}
+
+/// A table.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Table<'a> {
     pub(super) name: &'a str,
-    pub(super) namespace: Option<BorrowedFd<'a>>,
+    pub(super) place: Where<'a>,
 }
 
 impl Table<'_> {
@@ -98,39 +107,30 @@ impl Table<'_> {
     /// Carries out all commands, or none.
     pub(super) fn run(&self, commands: &[Value]) -> Result<(), NetworkError> {
         let input = json!({"nftables": commands}).to_string();
-        nft(&["-j", "-f", "-"], &input, self.namespace).map(drop)
+        nft(&["-j", "-f", "-"], &input, self.place).map(drop)
     }
 }
 
 /// The names of all tables in the network namespace of the calling thread.
 pub(super) fn tables() -> Result<Vec<String>, NetworkError> {
-    let listed = nft(&["-j", "list", "tables", FAMILY], "", None)?;
+    let listed = nft(&["-j", "list", "tables", FAMILY], "", Where::Here)?;
     let listed: Value = serde_json::from_str(&listed).unwrap_or_default();
     let objects = listed["nftables"].as_array().into_iter().flatten();
     Ok(objects.filter_map(|object| Some(object["table"]["name"].as_str()?.to_owned())).collect())
 }
 
 /// Runs the program; its standard output.
-fn nft(arguments: &[&str], input: &str, namespace: Option<BorrowedFd<'_>>) -> Result<String, NetworkError> {
-    let elsewhere = ELSEWHERE.into_iter().filter(|path| Path::new(path).exists());
-    let mut process = None;
-    for program in ["nft"].into_iter().chain(elsewhere) {
-        let mut command = Command::new(program);
-        command.args(arguments).env("LC_ALL", "C");
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        if let Some(namespace) = namespace {
-            run_in_network_namespace(&mut command, namespace);
-        }
-        match command.spawn() {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            started => {
-                process = Some(started);
-                break;
-            }
-        }
+fn nft(arguments: &[&str], input: &str, place: Where<'_>) -> Result<String, NetworkError> {
+    let mut command = Command::new(find("nft").ok_or(NetworkError::NoNft)?);
+    command.args(arguments).env("LC_ALL", "C");
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    match place {
+        Where::Here => {}
+        Where::Namespace(namespace) => run_in_network_namespace(&mut command, namespace),
+        Where::Process(pidfd) => run_in_network_of(&mut command, pidfd),
     }
     let failed = |source: io::Error| NetworkError::Nft { said: source.to_string() };
-    let mut process = process.ok_or(NetworkError::NoNft)?.map_err(failed)?;
+    let mut process = command.spawn().map_err(failed)?;
     if let Some(mut stdin) = process.stdin.take() {
         // One that does not read says why on its standard error.
         let _ = stdin.write_all(input.as_bytes());
