@@ -177,7 +177,7 @@ def test_what_others_have_begun_is_not_forgotten_when_a_child_goes(
             if end == "is killed":
                 own_caller(kill_child, goes.pid)
         # Whoever is spawned next takes what has become free.
-        own_caller(spawn_all, [managed()])
+        own_caller(spawn_all, [managed()] * 3)
         assert len(known(router(stays), stays.addresses[index])) == 1
         answer_late()
         assert stays.run(HEAR, seconds=5) == "late"

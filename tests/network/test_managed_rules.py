@@ -232,9 +232,9 @@ def test_without_ipv6_there_is_none(world, caller):
         assert [address for address in view.addresses("eth0") if ":" in address] == []
         assert json.loads(child.namespace.run("ip", "-json", "-6", "route", "show", "default")) == []
         world.forget()
-        reached = child.reached(EVERYWHERE)
-        assert {target for target in reached if ":" in target} == set()
-        assert set(reached) == at([WEB4, DNS4, INTERNAL[0], OTHER[0]])
+        found = child.reached(EVERYWHERE)
+        assert {target for target in found if ":" in target} == set()
+        assert set(found) == at([WEB4, DNS4, INTERNAL[0], OTHER[0]])
         assert {packet.caller for packet in world.internet.packets()} == {HOST[1]}
         assert child.run(LOOK_UP, name="example.org") == [WEB4]
 
