@@ -104,20 +104,7 @@ except TimeoutError:
     answer = None
 """
 
-IN_EACH_FAMILY = pytest.mark.parametrize(
-    ("address", "index"),
-    [
-        (WEB4, 0),
-        pytest.param(
-            WEB6,
-            1,
-            marks=pytest.mark.xfail(
-                reason="Linux deletes by an IPv6 source what has any other: own connections stay, others' go",
-                strict=True,
-            ),
-        ),
-    ],
-)
+IN_EACH_FAMILY = pytest.mark.parametrize(("address", "index"), [(WEB4, 0), (WEB6, 1)])
 
 
 def known(namespace, address: str) -> list[str]:
@@ -222,8 +209,8 @@ with socket.create_connection((address, 9999), timeout=120) as connection:
 @pytest.mark.parametrize("address", [WEB4, WEB6])
 def test_a_bandwidth_is_kept(caller, address):
     with children(caller, managed(bandwidth=100_000), managed()) as (slow, fast):
-        # Of 500,000 bytes, 65,536 may come at once.
-        assert slow.run(DOWNLOAD, address=address) > 3.5
+        # Of 500,000 bytes, those of a second and 65,536 more may come at once.
+        assert slow.run(DOWNLOAD, address=address) > 3.2
         assert fast.run(DOWNLOAD, address=address) < 3
 
 
@@ -232,7 +219,7 @@ def test_a_bandwidth_is_of_each_child_for_itself(caller):
         begun = time.monotonic()
         run_at_once(all_, DOWNLOAD, address=WEB4)
         # All together would take 20 seconds.
-        assert 3.5 < time.monotonic() - begun < 15
+        assert 3.2 < time.monotonic() - begun < 15
 
 
 CONNECT = """

@@ -48,10 +48,16 @@ pub(super) fn interface_of(policy: u8, child: u16) -> String {
 }
 
 /// Makes the router's table. Children whose policy is not in it reach nothing.
-pub(super) fn make_judge(router: &Router) -> Result<(), NetworkError> {
+pub(super) fn make_judge(router: &Router, block: &Block) -> Result<(), NetworkError> {
     let table = judging(router);
     let mut commands = vec![table.create()];
     commands.extend(sets(&table));
+    let addresses = block
+        .children()
+        .flat_map(|child| block.addresses(child).into_iter().map(move |end| (end.address.addr(), child)));
+    let (v4, v6): (Vec<_>, Vec<_>) = addresses.partition(|(address, _)| address.is_ipv4());
+    commands.push(table.add_marks("children4", "ipv4_addr", &v4));
+    commands.push(table.add_marks("children6", "ipv6_addr", &v6));
     commands.push(table.add_hook("from_children", "prerouting", BEFORE_DNAT, "accept"));
     commands.push(table.add_hook("through", "forward", BEFORE_FILTER, "drop"));
     commands.push(table.add_hook("to_router", "input", BEFORE_FILTER, "drop"));
@@ -68,6 +74,11 @@ pub(super) fn make_judge(router: &Router) -> Result<(), NetworkError> {
     let mut from_children = vec![vec![matches("!=", &meta("iifname"), &json!(CHILDREN)), accept()]];
     from_children.extend(spoofed.into_iter().map(dropping));
     from_children.extend(nobodys());
+    // By its mark a connection is known to be a child's when that has ended.
+    for (protocol, marks) in [("ip", "@children4"), ("ip6", "@children6")] {
+        let mark = json!({"map": {"key": payload(protocol, "saddr"), "data": marks}});
+        from_children.push(vec![json!({"mangle": {"key": {"ct": {"key": "mark"}}, "value": mark}})]);
+    }
     from_children.push(vec![json!({"jump": {"target": "by_policy"}})]);
     from_children.push(vec![refuse()]);
     commands.extend(table.add_rules("from_children", &from_children));

@@ -253,7 +253,7 @@ impl Egress {
             state: Mutex::new(state),
             leaving: Mutex::default(),
         };
-        firewall::make_judge(&egress.router)?;
+        firewall::make_judge(&egress.router, &egress.block)?;
         firewall::make_way_out(&egress.router, &egress.block)?;
         Ok(egress)
     }
@@ -291,7 +291,7 @@ impl Egress {
                 }
                 self.router.remove_child(&one.interface);
             }
-            self.router.forget(&self.block.addresses(one.child));
+            self.router.forget(one.child);
             state.free.push_back(one.child);
             if let Some(Some(used)) = state.policies.get_mut(usize::from(one.policy)) {
                 used.children -= 1;

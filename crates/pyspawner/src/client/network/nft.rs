@@ -1,6 +1,7 @@
 //! The program `nft`, and the words of its JSON: libnftables-json(5).
 
 use std::io::{self, Read, Write};
+use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 use std::process::{Command, Stdio};
 
@@ -82,6 +83,15 @@ impl Table<'_> {
             what["elem"] = json!(elements);
         }
         self.command("add", "set", name, what)
+    }
+
+    /// A map from addresses of one family to marks.
+    pub(super) fn add_marks(&self, name: &str, kind: &str, marks: &[(IpAddr, u16)]) -> Value {
+        let mut what = json!({"type": kind, "map": "mark"});
+        if !marks.is_empty() {
+            what["elem"] = json!(marks);
+        }
+        self.command("add", "map", name, what)
     }
 
     pub(super) fn add_elements(&self, name: &str, networks: &[IpNet]) -> Value {

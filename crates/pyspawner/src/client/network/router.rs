@@ -109,11 +109,9 @@ impl Router {
         let _ = remove(&mut lock(&self.netlink), near);
     }
 
-    /// Forgets all connections of these addresses, so that no later child gets the answers.
-    pub(super) fn forget(&self, addresses: &[ChildAddress]) {
-        for end in addresses {
-            self.conntrack.forget(end.address.addr());
-        }
+    /// Forgets all connections of a child, so that no later one gets the answers.
+    pub(super) fn forget(&self, child: u16) {
+        self.conntrack.forget(child.into());
     }
 
     /// Cuts all children off. The rest goes with the namespace, some time later.
