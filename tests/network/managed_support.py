@@ -40,7 +40,7 @@ for line in sys.stdin:
     print(json.dumps(said), flush=True)
 """
 
-_PROBE = "answer = probes.attempt_all(targets, seconds)"
+PROBE = "answer = probes.attempt_all(targets, seconds)"
 
 FETCH = """
 import http.client, json
@@ -81,6 +81,10 @@ def managed(*allow: str, **options: Any) -> pyspawner.SandboxConfig:
     return pyspawner.SandboxConfig(network=pyspawner.NetworkConfig.managed(allow, **options))
 
 
+def managed_by(options: dict[str, Any]) -> pyspawner.SandboxConfig:
+    return pyspawner.SandboxConfig(network=pyspawner.NetworkConfig.managed(**options))
+
+
 def documented(n: int = 0) -> pyspawner.SandboxConfig:
     """A child whose packets nobody judges."""
     network = pyspawner.NetworkConfig(f"open-{n}", NAME, f"10.78.{n}.1", f"10.78.{n}.2")
@@ -109,7 +113,7 @@ class Child:
 
     def probe(self, targets: Sequence[str], *, seconds: float = 2) -> dict[str, str]:
         """Try to reach targets; see ``probes.py``."""
-        return self.run(_PROBE, targets=list(targets), seconds=seconds)
+        return self.run(PROBE, targets=list(targets), seconds=seconds)
 
     def reached(self, targets: Sequence[str], *, seconds: float = 2) -> list[str]:
         """Those of the targets that were reached."""

@@ -15,6 +15,7 @@ from managed_support import (
     left_in,
     left_open,
     managed,
+    managed_by,
     spawn_all,
     tables,
 )
@@ -136,10 +137,7 @@ def check(error: BaseException, code: int, message: str, hint: str) -> None:
 @pytest.mark.parametrize("text", BAD_RULES)
 def test_a_rule_that_cannot_be_read_is_shown_with_its_place(caller, field, text):
     with refused(caller) as caught:
-        spawn(
-            caller,
-            pyspawner.SandboxConfig(network=pyspawner.NetworkConfig.managed(**{field: ("1.1.1.1", text)})),
-        )
+        spawn(caller, managed_by({field: ("1.1.1.1", text)}))
     assert isinstance(caught.value, ValueError)
     assert f"{field}[1] " in str(caught.value)
     assert BAD_RULES[text] in str(caught.value)
@@ -184,7 +182,7 @@ def test_a_string_is_no_tuple_of_strings(field):
     with pytest.raises(
         TypeError, match=rf"{field} must be a tuple of strings, not a string: \('1\.1\.1\.1',\)"
     ):
-        pyspawner.NetworkConfig.managed(**{field: "1.1.1.1"})
+        managed_by({field: "1.1.1.1"})
 
 
 @pytest.mark.parametrize(
@@ -357,9 +355,8 @@ def test_a_host_without_a_resolver_for_children_is_told_to_choose(host, tmp_path
 def test_a_name_that_nobody_knows_is_an_error(host, tmp_path, field):
     with caller_of(host, tmp_path, resolvers=("127.0.0.1",), hosts="10.0.0.5 internal.example\n") as caller:
         before = caller(left_open), left_in(host)
-        network = pyspawner.NetworkConfig.managed(dns=(), **{field: ("nobody.example",)})
         with pytest.raises(pyspawner.SandboxError) as caught:
-            spawn(caller, pyspawner.SandboxConfig(network=network))
+            spawn(caller, managed_by({"dns": (), field: ("nobody.example",)}))
         check(caught.value, errno.EHOSTUNREACH, 'cannot look up "nobody.example"', "at every spawn")
         assert (caller(left_open), left_in(host)) == before
         assert caller(spawn_all, [managed(dns=())]) == ["works\n"]

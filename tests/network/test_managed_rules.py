@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from managed_support import caller_of, children, managed
+from managed_support import PROBE, caller_of, children, managed, reached, run_at_once
 
 import pyspawner
 import support
@@ -78,20 +78,28 @@ DENIED = [
 ]
 
 
-def names(value: object) -> str:
-    return " ".join(value) if isinstance(value, list) else ""
+def names(rules: list[str]) -> str:
+    return " ".join(rules)
 
 
-@pytest.mark.parametrize(("rules", "expected"), ALLOWED, ids=names)
-def test_what_is_allowed_is_reached_and_nothing_else(caller, rules, expected):
-    with children(caller, managed(*rules)) as [child]:
-        assert set(child.reached(EVERYWHERE)) == expected
+@pytest.fixture(scope="module")
+def found(caller):
+    """What children reach, all at once: one for each row of the tables."""
+    sandboxes = [managed(*rules) for rules, _ in ALLOWED]
+    sandboxes += [managed(deny=rules, dns=()) for rules, _ in DENIED]
+    with children(caller, *sandboxes) as all_:
+        answers = run_at_once(all_, PROBE, targets=EVERYWHERE, seconds=5)
+    return [set(reached(words)) for words in answers]
 
 
-@pytest.mark.parametrize(("rules", "expected"), DENIED, ids=names)
-def test_what_is_denied_is_not_reached_and_all_else_is(caller, rules, expected):
-    with children(caller, managed(deny=rules, dns=())) as [child]:
-        assert set(child.reached(EVERYWHERE)) == at(PUBLICS) - expected
+@pytest.mark.parametrize("row", range(len(ALLOWED)), ids=[names(rules) for rules, _ in ALLOWED])
+def test_what_is_allowed_is_reached_and_nothing_else(found, row):
+    assert found[row] == ALLOWED[row][1]
+
+
+@pytest.mark.parametrize("row", range(len(DENIED)), ids=[names(rules) for rules, _ in DENIED])
+def test_what_is_denied_is_not_reached_and_all_else_is(found, row):
+    assert found[len(ALLOWED) + row] == at(PUBLICS) - DENIED[row][1]
 
 
 @pytest.mark.parametrize(
