@@ -18,7 +18,7 @@ test-rust: | $(VENV)/tools
 	cargo test --quiet --locked
 
 test-python: build
-	tools/apt-install iproute2 libcap2-bin
+	tools/apt-install iproute2 libcap2-bin nftables passt
 	$(BIN)/python -m pytest --forbid-skips $(PYTEST_OPTIONS)
 
 test-vm: build ## In a virtual machine: what needs a cgroup v2 of its own. No rights are needed once the packages are there.

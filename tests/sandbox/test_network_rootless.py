@@ -20,7 +20,14 @@ from netns import eventually
 
 GATEWAYS = ("198.19.0.1", "fd70:7973:7061:776e::1")
 DNS = ("1.1.1.1",)
-PRIVATE = ("192.168.0.0/16", "172.16.0.0/12", "81.2.69.0/24", "198.18.0.0/15", "[fc00::/7]", "[2a02:6b8::/32]")
+PRIVATE = (
+    "192.168.0.0/16",
+    "172.16.0.0/12",
+    "81.2.69.0/24",
+    "198.18.0.0/15",
+    "[fc00::/7]",
+    "[2a02:6b8::/32]",
+)
 
 FETCH = """
 import json, urllib.request
@@ -162,7 +169,18 @@ def test_without_the_firewall_everything_is_reached(world, user):
     python = [ordinary_user.python(), f"{user.modules}/probes.py", "2"]
     targets = [f"tcp/80 {address}" for address in (GATEWAYS[0], internet.HOST[0], internet.INTERNAL[0])]
     tun = rootless.TUN.format(mode="666") + ' && exec "$@"'
-    command = ["unshare", "--mount", "sh", "-c", tun, "sh", *ordinary_user.become(), *pasta, *python, *targets]
+    command = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        tun,
+        "sh",
+        *ordinary_user.become(),
+        *pasta,
+        *python,
+        *targets,
+    ]
     words = world.host.namespace.run(*command)
     assert words.count("reached") == len(targets), words
     assert {call.at for call in world.host.calls()} == {"127.0.0.1", internet.HOST[0]}, "loopback too"
