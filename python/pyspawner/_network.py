@@ -67,17 +67,21 @@ class NetworkConfig:
         of TCP and UDP, and ICMP echo. A name is looked up by the caller at every spawn, and is what it was then for as long as the child
         lives.
 
+        Where the caller is not root it is made by the program ``pasta`` (``apt-get install passt``), which opens the child's connections as
+        the caller's user.
+
         No child ever reaches the host itself, loopback, link-local addresses (with the cloud's metadata), multicast, or another child.
 
         :param allow: all that it may reach. When empty, the public Internet: not the host's networks, private (RFC 1918, ULA), shared
             (CGNAT) or reserved addresses. An address or network that is listed may be private; a name that leads to a private address is
             an error.
         :param deny: what it may not reach, whatever is allowed; here ``*`` is everything.
-        :param ipv6: whether it has IPv6 too. The host must forward it.
+        :param ipv6: whether it has IPv6 too. The host must forward it; without root, a host that has none is no error.
         :param dns: the addresses of its resolvers, reachable on port 53. ``None`` (default): the host's; but with ``allow``, none, and
             ``/etc/hosts`` has the names that it lists. Empty: none.
         :param bandwidth: in bytes per second, for each direction; what comes faster is dropped. ``None`` (default): unlimited.
-        :param subnet: where IPv4 addresses are taken from, four for each child, 256 children for each Client.
+        :param subnet: where IPv4 addresses are taken from, four for each child, 255 children for each Client. Without root
+            all children have the same.
         :param subnet6: the same for IPv6.
         """
         return ManagedNetwork(

@@ -2,7 +2,7 @@
 //!
 //! The router's judges. Who a packet is from is told by the interface that it comes in by, which nobody can forge; what that child may do, by
 //! a number in the interface's name. So a spawn changes no rule, unless its policy is a new one. No program of the host's has to do with
-//! that table: a firewall that is loaded anew takes away the way out, and never the judge.
+//! that table: a firewall that is loaded anew takes away NAT, and so the answers, and never the judge.
 //!
 //! The host's table has the way out, and says once more what may not be.
 
