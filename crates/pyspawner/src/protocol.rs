@@ -463,7 +463,7 @@ pub enum Companion {
         /// What the kernel said.
         errno: i32,
     },
-    /// From the caller: kill all, and run no other.
+    /// From the caller: kill all. It asks for no other.
     EndAll,
     /// From the watchdog: none is left.
     Ended,

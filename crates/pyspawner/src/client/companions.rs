@@ -16,12 +16,13 @@ use crate::protocol::{Companion, ProtocolError};
 /// The caller's line to the watchdog.
 #[derive(Debug)]
 pub(super) struct Companions {
-    line: Mutex<Channel>,
+    /// `None` once the Client is closed.
+    line: Mutex<Option<Channel>>,
 }
 
 impl Companions {
     pub(super) fn new(line: Channel) -> Self {
-        Self { line: Mutex::new(line) }
+        Self { line: Mutex::new(Some(line)) }
     }
 
     /// Runs a program until the child of this pidfd ends, or the caller, or [`end_all`](Self::end_all) is called.
@@ -39,11 +40,11 @@ impl Companions {
         let program =
             CString::new(program.as_os_str().as_bytes()).map_err(|_| Error::io("exec")(Errno::INVAL))?;
         let line = lock(&self.line);
+        let line = line.as_ref().ok_or(Error::Closed)?;
         line.send(&Companion::Run { program, arguments }, &[child, stdout.as_fd(), stderr.as_fd()])
             .map_err(channel_error)?;
         match line.recv::<Companion>().map_err(channel_error)?.map(|received| received.message) {
             Some(Companion::Running) => Ok(()),
-            Some(Companion::Refused { errno: libc::ESHUTDOWN }) => Err(Error::Closed),
             Some(Companion::Refused { errno }) => {
                 Err(Error::io("running a program for a child")(Errno::from_raw_os_error(errno)))
             }
@@ -54,10 +55,18 @@ impl Companions {
 
     /// Ends them all; there will be no other.
     pub(super) fn end_all(&self) {
-        let line = lock(&self.line);
+        let Some(line) = lock(&self.line).take() else { return };
         // A watchdog that has died has nobody left to ask.
         if line.send(&Companion::EndAll, &[]).is_ok() && readable_within(line.as_fd(), CLOSE_PATIENCE) {
             let _ = line.recv::<Companion>();
+        }
+    }
+
+    /// Closes the line, in a process that was forked off the caller and has a copy of it.
+    pub(super) fn forget(&self) {
+        // A thread that held the lock at the fork does not exist here.
+        if let Ok(mut line) = self.line.try_lock() {
+            line.take();
         }
     }
 }

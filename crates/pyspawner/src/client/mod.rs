@@ -92,6 +92,7 @@ impl Client {
             if let Ok(mut connection) = self.connection.try_lock() {
                 connection.take();
             }
+            self.networks.forget();
             return;
         }
         let Some(connection) = lock(&self.connection).take() else { return };

@@ -34,14 +34,12 @@ pub(super) struct Companions<'a> {
     epoll: &'a OwnedFd,
     next: u64,
     running: BTreeMap<u64, Companion>,
-    /// The Client is closed, and nobody will be here to end another one.
-    is_closed: bool,
 }
 
 impl<'a> Companions<'a> {
     /// None yet; of each end that matters, `epoll` will tell.
     pub(super) fn new(epoll: &'a OwnedFd) -> Self {
-        Self { epoll, next: TOKENS, running: BTreeMap::new(), is_closed: false }
+        Self { epoll, next: TOKENS, running: BTreeMap::new() }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -52,12 +50,8 @@ impl<'a> Companions<'a> {
     pub(super) fn obey(&mut self, received: Received<protocol::Companion>) -> protocol::Companion {
         match received.message {
             protocol::Companion::EndAll => {
-                self.is_closed = true;
                 self.end_all();
                 protocol::Companion::Ended
-            }
-            protocol::Companion::Run { .. } if self.is_closed => {
-                protocol::Companion::Refused { errno: libc::ESHUTDOWN }
             }
             protocol::Companion::Run { program, arguments } => {
                 let descriptors = <[OwnedFd; 3]>::try_from(received.descriptors).map_err(|_| Errno::MFILE);

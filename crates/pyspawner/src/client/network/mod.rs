@@ -105,6 +105,11 @@ impl Networks {
         self.companions.end_all();
     }
 
+    /// Closes what a process has of it that was forked off the caller.
+    pub(super) fn forget(&self) {
+        self.companions.forget();
+    }
+
     /// The one of this pool, in the network namespace of the calling thread.
     fn egress(&self, managed: &Managed) -> Result<Arc<Egress>, Error> {
         check_forwarding(&managed.pool)?;
