@@ -408,7 +408,7 @@ struct Newborn {
 
 impl Newborn {
     /// Makes the parent's half of the layers, gives the orders, and waits until the child has carried them out. What it runs is ordered at
-    /// once, so that it starts the moment it can.
+    /// once, so that it starts the moment it can; with a network, when packets can reach it.
     fn lock_in(
         &self,
         request: &SpawnRequest<'_>,
@@ -419,11 +419,17 @@ impl Newborn {
         interrupt: Interrupt<'_>,
     ) -> Result<Vec<(Layer, u32)>, Error> {
         let Some(network) = network else {
-            return self.give_orders(None, request, mounts, rlimits, descriptors, interrupt);
+            self.give_orders(None, request, mounts, rlimits)?;
+            self.let_run(descriptors)?;
+            return self.await_entered(interrupt);
         };
         let pidfd = self.pidfd.as_ref().ok_or(Error::Closed)?;
         let half = network.make(self.pid, pidfd.as_fd(), interrupt)?;
-        let entered = self.give_orders(Some(half), request, mounts, rlimits, descriptors, interrupt);
+        let entered = self.give_orders(Some(half), request, mounts, rlimits);
+        let entered = entered.and_then(|()| self.await_entered(interrupt)).and_then(|layers| {
+            network.settle();
+            self.let_run(descriptors).map(|()| layers)
+        });
         if entered.is_err() {
             network.undo();
         }
@@ -436,11 +442,7 @@ impl Newborn {
         request: &SpawnRequest<'_>,
         mounts: MountOrders,
         rlimits: Rlimits,
-        descriptors: &ChildDescriptors,
-        interrupt: Interrupt<'_>,
-    ) -> Result<Vec<(Layer, u32)>, Error> {
-        let private = &self.private;
-        let ChildDescriptors { stdin, stdout, stderr, args } = descriptors;
+    ) -> Result<(), Error> {
         let landlock_abi = landlock::abi(request.sandbox.max_landlock_abi);
         let mut optional_layers = request.sandbox.optional_layers();
         // Without namespaces it is the lock, and the child refuses to do without.
@@ -461,14 +463,24 @@ impl Newborn {
             landlock_abi,
             rlimits,
         });
-        let ordered = private.send(&enter, &sent).and_then(|()| {
-            private.send(&Order::Run, &[stdin.as_fd(), stdout.as_fd(), stderr.as_fd(), args.as_fd()])
-        });
-        match ordered {
-            // A child that has died meanwhile is noticed below.
-            Ok(()) | Err(ChannelError::Io(Errno::PIPE | Errno::CONNRESET)) => {}
-            Err(error) => return Err(channel_error(error)),
+        self.order(&enter, &sent)
+    }
+
+    fn let_run(&self, descriptors: &ChildDescriptors) -> Result<(), Error> {
+        let ChildDescriptors { stdin, stdout, stderr, args } = descriptors;
+        self.order(&Order::Run, &[stdin.as_fd(), stdout.as_fd(), stderr.as_fd(), args.as_fd()])
+    }
+
+    fn order(&self, order: &Order, descriptors: &[BorrowedFd<'_>]) -> Result<(), Error> {
+        match self.private.send(order, descriptors) {
+            // A child that has died meanwhile is noticed where its report is awaited, or by its user.
+            Ok(()) | Err(ChannelError::Io(Errno::PIPE | Errno::CONNRESET)) => Ok(()),
+            Err(error) => Err(channel_error(error)),
         }
+    }
+
+    fn await_entered(&self, interrupt: Interrupt<'_>) -> Result<Vec<(Layer, u32)>, Error> {
+        let private = &self.private;
         loop {
             wait_for([private.as_fd()], interrupt)?;
             match private.recv::<Report>().map_err(channel_error)?.map(|received| received.message) {

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use netlink_packet_core::{
@@ -11,7 +12,7 @@ use netlink_packet_core::{
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags,
-    LinkInfo, LinkMessage,
+    LinkInfo, LinkMessage, State,
 };
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -26,14 +27,18 @@ pub(crate) struct Link {
     pub(crate) index: u32,
     pub(crate) name: String,
     pub(crate) is_veth: bool,
+    /// Packets can be sent.
+    pub(crate) is_running: bool,
 }
 
 impl From<LinkMessage> for Link {
     fn from(message: LinkMessage) -> Self {
-        let mut link = Self { index: message.header.index, name: String::new(), is_veth: false };
+        let mut link =
+            Self { index: message.header.index, name: String::new(), is_veth: false, is_running: false };
         for attribute in message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name = name,
+                LinkAttribute::OperState(state) => link.is_running = state == State::Up,
                 LinkAttribute::LinkInfo(infos) => {
                     link.is_veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth));
                 }
@@ -87,6 +92,21 @@ impl Netlink {
         match self.ask(RouteNetlinkMessage::GetLink(message), NLM_F_ACK) {
             Err(Errno::NODEV) => Ok(None),
             answers => Ok(links(answers?).next()),
+        }
+    }
+
+    /// Waits until packets can be sent by an interface whose other end has just been brought up. The kernel sees to that some time later, and
+    /// drops what comes before. To ask for the interface is to have it done at once, since Linux 6.8.
+    pub(crate) fn settle(&mut self, name: &str) {
+        const PATIENCE: Duration = Duration::from_secs(1);
+        const PAUSE: Duration = Duration::from_millis(1);
+        let begun = Instant::now();
+        // One that is gone, or comes up later, is noticed by who uses it.
+        while let Ok(Some(Link { is_running: false, .. })) = self.find(name) {
+            if begun.elapsed() > PATIENCE {
+                break;
+            }
+            std::thread::sleep(PAUSE);
         }
     }
 

@@ -146,6 +146,16 @@ impl Prepared<'_> {
         }
     }
 
+    /// Waits until what the child sends can be answered. It has brought its end up.
+    pub(super) fn settle(&self) {
+        if let Some(veth) = &self.veth {
+            veth.settle();
+        }
+        if let Some(Way::Routed(place)) = &self.way {
+            place.egress.router.settle(&place.interface);
+        }
+    }
+
     /// Takes it back, for a child that did not come to life. It would vanish with the child's namespace, some time later.
     pub(super) fn undo(&self) {
         if let Some(veth) = &self.veth {

@@ -97,6 +97,11 @@ impl Router {
         configured
     }
 
+    /// Waits until a child's pair can be used, when the child has brought its end up.
+    pub(super) fn settle(&self, near: &str) {
+        lock(&self.netlink).settle(near);
+    }
+
     /// The names of all interfaces here.
     pub(super) fn interfaces(&self) -> Result<HashSet<String>, Failure> {
         let links = lock(&self.netlink).links().fail_at(Layer::Network, Step::FindInterface)?;
@@ -188,6 +193,7 @@ fn connect(
         for end in addresses {
             router.add_default_route(end.gateway).fail_at(Layer::Network, Step::AddRoute)?;
         }
+        host.settle(name);
         Ok(())
     })();
     if connected.is_err() {

@@ -17,6 +17,7 @@ const PREFIX: u8 = 24;
 #[derive(Debug)]
 pub(super) struct Veth {
     index: u32,
+    name: String,
 }
 
 impl Veth {
@@ -31,7 +32,8 @@ impl Veth {
         netlink
             .create_veth(near, far, Place::Process(pid.unsigned_abs()), Neighbours::Asked)
             .fail_at(Layer::Network, Step::CreateVeth)?;
-        let veth = Self { index: netlink.index(near).fail_at(Layer::Network, Step::FindInterface)? };
+        let index = netlink.index(near).fail_at(Layer::Network, Step::FindInterface)?;
+        let veth = Self { index, name: near.clone() };
         let near_address: IpNet = network(gateway);
         if let Err(failure) = configure(&mut netlink, veth.index, [near_address].into_iter()) {
             veth.remove();
@@ -43,6 +45,13 @@ impl Veth {
             ping: false,
         };
         Ok((veth, half))
+    }
+
+    /// Waits until it can be used, when the child has brought its end up.
+    pub(super) fn settle(&self) {
+        if let Ok(mut netlink) = Netlink::open() {
+            netlink.settle(&self.name);
+        }
     }
 
     /// Takes the pair back. It goes with the child's namespace anyway; this is at once.
