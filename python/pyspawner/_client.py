@@ -188,7 +188,7 @@ class Client:
         )
 
     def close(self) -> None:
-        """End the zygote. Children go on running. A second call does nothing.
+        """End the zygote. Children go on running; those with a managed network lose it. A second call does nothing.
 
         Without it, children that still run when the caller ends are killed.
         """

@@ -84,8 +84,8 @@ impl Client {
         &self.threads
     }
 
-    /// Ends the zygote and its watchdog. Children live on, without their managed networks. Again, or with a zygote that has died, it does nothing more; in another process
-    /// than the one that made the Client it only closes that process's copy of the connection.
+    /// Ends the zygote and its watchdog. Children live on, without their managed networks. Again, or with a zygote that has died, it does
+    /// nothing more; in another process than the one that made the Client it only closes that process's copy of the connection.
     pub fn close(&self) {
         if self.check_owner().is_err() {
             // A thread that held the lock at the fork does not exist here.
