@@ -110,10 +110,10 @@ def children_of_this_process() -> set[int]:
     return found
 
 
-def open_descriptors() -> dict[int, str]:
-    """The numbers of this process's open descriptors and what they lead to, less the one that lists them."""
+def open_descriptors(process: int | str = "self") -> dict[int, str]:
+    """The numbers of a process's open descriptors and what they lead to, less the one that lists them."""
     found = {}
-    for entry in Path("/proc/self/fd").iterdir():
+    for entry in Path(f"/proc/{process}/fd").iterdir():
         try:
             found[int(entry.name)] = str(entry.readlink())
         except OSError:
