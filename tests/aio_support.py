@@ -13,7 +13,7 @@ import uvloop
 
 import pyspawner
 from pyspawner import aio
-from support import SANDBOX, children_of_this_process, open_descriptors
+from support import READY, SANDBOX, children_of_this_process, open_descriptors
 
 LOOPS: dict[str, Callable[[Coroutine[Any, Any, object]], object]] = {
     "asyncio": asyncio.run,
@@ -21,7 +21,6 @@ LOOPS: dict[str, Callable[[Coroutine[Any, Any, object]], object]] = {
 }
 
 ECHO = "import sys; data = sys.stdin.buffer.read(); sys.stdout.buffer.write(data)"
-READY = "import os, sys; os.write(1, b'ready\\n');"
 HANG = READY + "import threading; threading.Event().wait()"
 
 

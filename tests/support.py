@@ -20,6 +20,10 @@ import pyspawner
 
 SANDBOX = pyspawner.SandboxConfig()
 
+READY = "import os, sys; os.write(1, b'ready\\n');"
+# For a child with a handler. Who waits for a lock may miss a signal that comes just before: then the handler is not called.
+LISTEN = READY + "import time\nwhile True: time.sleep(0.01)"
+
 
 def run_source(source: str, names: dict[str, Any]) -> None:
     """Be the child: run ``source`` with ``names`` as its globals."""

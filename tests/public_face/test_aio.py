@@ -12,7 +12,7 @@ import pytest
 import pyspawner
 from aio_support import ECHO, HANG, in_every_loop, spawn, turns
 from pyspawner import Cause
-from support import run_caller
+from support import LISTEN, run_caller
 
 # What comes back. -----------------------------------------------------------------------------------------
 
@@ -149,7 +149,7 @@ async def test_a_child_that_closes_its_input_is_told_of_at_the_next_write(client
             await child.stdin.wait_closed()
 
 
-CLOSES = "import signal; signal.signal(signal.SIGUSR1, lambda *_: os.close(0));" + HANG
+CLOSES = "import signal; signal.signal(signal.SIGUSR1, lambda *_: os.close(0));" + LISTEN
 
 
 @pytest.mark.parametrize("how", ["closes", "is killed"])
@@ -245,7 +245,7 @@ async def test_a_child_that_was_reaped_by_other_means(client):
 
 @in_every_loop
 async def test_signals(client):
-    child = await spawn(client, "import signal, sys; signal.signal(15, lambda *_: sys.exit(5));" + HANG)
+    child = await spawn(client, "import signal, sys; signal.signal(15, lambda *_: sys.exit(5));" + LISTEN)
     assert await child.stdout.readline() == b"ready\n"
     with pytest.raises(ValueError, match="not the number of a standard signal"):
         child.send_signal(1000)

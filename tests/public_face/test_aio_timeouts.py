@@ -8,8 +8,9 @@ import signal
 
 import pytest
 
-from aio_support import HANG, READY, in_every_loop, spawn
+from aio_support import HANG, in_every_loop, spawn
 from pyspawner import Cause
+from support import LISTEN, READY
 
 STUBBORN = {
     "sleeps": HANG,
@@ -58,7 +59,7 @@ async def test_a_child_that_has_ended_before_the_timeout_has_not_timed_out(clien
 
 @in_every_loop
 async def test_a_child_that_ends_at_the_very_timeout_has_not_timed_out(client):
-    source = "import signal; signal.signal(signal.SIGUSR1, lambda *_: os._exit(5));" + HANG
+    source = "import signal; signal.signal(signal.SIGUSR1, lambda *_: os._exit(5));" + LISTEN
     child = await spawn(client, source)
     assert await child.stdout.readline() == b"ready\n"
 

@@ -16,10 +16,9 @@ import pytest
 
 import pyspawner
 from pyspawner import Cause, ChildFailed
-from support import children_of_this_process, open_descriptors, run_caller, spawn
+from support import LISTEN, READY, children_of_this_process, open_descriptors, run_caller, spawn
 
 ECHO = "import sys; data = sys.stdin.buffer.read(); sys.stdout.buffer.write(data)"
-READY = "import os, sys; os.write(1, b'ready\\n');"
 HANG = READY + "import threading; threading.Event().wait()"
 
 
@@ -224,7 +223,7 @@ def test_a_child_that_the_caller_killed(client):
 
 
 def test_a_signal_that_the_child_handles_and_one_that_it_does_not(client):
-    handles = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(5)); " + HANG
+    handles = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(5)); " + LISTEN
     child = spawn(client, handles)
     child.stdout.readline()
     child.terminate()

@@ -24,7 +24,7 @@ import pytest
 
 import aio_support
 import executor_functions as functions
-from aio_support import ECHO, HANG, READY, turns
+from aio_support import ECHO, HANG, turns
 from executor_support import assert_cancelled
 from pyspawner import (
     Bind,
@@ -44,9 +44,9 @@ from pyspawner import (
     Tmpfs,
     aio,
 )
-from support import spawn
+from support import LISTEN, READY, spawn
 
-PATIENCE = 300  # In seconds, for what an idle machine does at once.
+PATIENCE = 120  # In seconds, for what an idle machine does at once.
 SOON = 0.05  # What never ends is ended then.
 
 NUMBERS = itertools.count(1)
@@ -84,14 +84,7 @@ import threading
 for _ in range(8):
     threading.Thread(target=threading.Event().wait, daemon=True).start()
 """
-# Python may not hear of a signal that comes just before it waits for a lock.
-OBEDIENT = f"""
-import signal
-signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-{READY}
-signal.sigwait([signal.SIGTERM])
-raise SystemExit(5)
-"""
+OBEDIENT = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(5));" + LISTEN
 FLOOD = "import os\nwhile True: os.write(1, bytes(65_536))"
 
 
@@ -184,6 +177,7 @@ ENDS = {
         stdout=b"True\n",
         sandbox=networked,
     ),
+    "has no namespaces": End("print('done')", stdout=b"done\n", sandbox=SandboxConfig.without_namespaces),
 }
 
 ROOTLESS = SandboxConfig(chroot_dir=Path("/no/such/directory"))
