@@ -49,7 +49,7 @@ def main() -> int:
         report.write(
             options.write,
             results,
-            {"parts of a spawn": parts, "outcomes": others, "networks": networked},
+            {"parts of a spawn": parts, "outcomes": others, **networks.flat(networked)},
             facts,
             text,
         )

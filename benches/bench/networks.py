@@ -65,6 +65,14 @@ def _ask(worker: subprocess.Popen[str], count: int) -> float:
     return answer["milliseconds"]
 
 
+def flat(figures: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Return them by title, as the report keeps figures."""
+    return {
+        f"network: {way}": {f"{count} at a time": ms for count, ms in found.items()}
+        for way, found in figures.items()
+    }
+
+
 def markdown(figures: Mapping[str, Mapping[str, float]]) -> list[str]:
     """Return the table."""
     baseline = next(iter(figures.values()))

@@ -151,7 +151,7 @@ def _table(table: Sequence[Row]) -> list[str]:
 def write(
     directory: Path,
     results: Results,
-    others: dict[str, Any],
+    others: dict[str, dict[str, float]],
     facts: dict[str, Any],
     text: str,
 ) -> None:
