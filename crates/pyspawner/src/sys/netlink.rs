@@ -157,10 +157,14 @@ impl Netlink {
             .collect())
     }
 
+    /// Deletes an interface. One that is gone is as good as deleted: the namespace of a pair's other end may just have been torn down.
     pub(crate) fn delete(&mut self, index: u32) -> Result<()> {
         let mut message = LinkMessage::default();
         message.header.index = index;
-        self.change(RouteNetlinkMessage::DelLink(message), 0)
+        match self.change(RouteNetlinkMessage::DelLink(message), 0) {
+            Err(Errno::NODEV) => Ok(()),
+            deleted => deleted,
+        }
     }
 
     /// All addresses of all interfaces.

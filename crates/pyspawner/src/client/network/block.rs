@@ -1,4 +1,4 @@
-//! A block of addresses for the a Client: taken so that no other process has it, and clashes with no route.
+//! A block of addresses for a Client: taken so that no other process has it, and clashes with no route.
 //!
 //! The lock is an abstract Unix socket, bound to the block's name: the kernel keeps one of a name in a network namespace, and frees it when
 //! its process ends, however that ends. What a dead one has left behind is found by that; see `firewall.rs`.

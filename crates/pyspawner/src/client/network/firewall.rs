@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::error::NetworkError;
 
 use super::block::Block;
-use super::judge::{connections, hosts, judge, limit, neighbours, networks, nobodys, sets, state};
+use super::judge::{connections, ends_here, hosts, judge, limit, neighbours, networks, nobodys, sets, state};
 use super::nft::{
     Table, Where, accept, drop_it, dropping, from, interface, matches, meta, payload, refuse, refusing,
 };
@@ -158,13 +158,15 @@ pub(super) fn make_way_out(router: &Router, block: &Block) -> Result<(), Network
         table.add_hook("through", "forward", BEFORE_FILTER, "accept"),
         table.add_hook("masquerade", "postrouting", SOURCE_NAT, "accept"),
     ];
-    let is_hosts = matches("!=", &json!({"fib": {"result": "type", "flags": ["daddr"]}}), &json!("unicast"));
-    commands.push(table.add_rule("not_to_host", &dropping(vec![comes_in(), is_hosts])));
+    commands.push(table.add_rule("not_to_host", &dropping(vec![comes_in(), ends_here()])));
     commands.push(table.add_rule("to_host", &dropping(vec![comes_in()])));
-    let is_unknown =
-        matches("!=", &json!({"ct": {"key": "state"}}), &json!({"set": ["established", "related"]}));
-    commands.push(table.add_rule("through", &dropping(vec![comes_in(), interface("oifname", &anybody)])));
-    commands.push(table.add_rule("through", &dropping(vec![goes_out(), is_unknown])));
+    let is_known = state(&["established", "related"]);
+    let through = [
+        dropping(vec![comes_in(), interface("oifname", &anybody)]),
+        vec![goes_out(), is_known, accept()],
+        dropping(vec![goes_out()]),
+    ];
+    commands.extend(table.add_rules("through", &through));
     let masquerade = json!({"masquerade": null});
     let outside = matches("!=", &meta("oifname"), &json!(anybody));
     commands.push(

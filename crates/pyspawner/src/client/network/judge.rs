@@ -62,15 +62,19 @@ fn fill(table: &Table<'_>, [of_v4, of_v6]: [&str; 2], networks: &[IpNet]) -> Vec
 
 /// Refuses what no policy allows: where the firewall is, the host, broadcast, multicast, and what is never reached.
 pub(super) fn nobodys() -> Vec<Vec<Value>> {
-    let is_unicast = json!({"fib": {"result": "type", "flags": ["daddr"]}});
     let nobodys = [
-        matches("!=", &is_unicast, &json!("unicast")),
+        ends_here(),
         matches("==", &payload("ip", "daddr"), &json!("@never4")),
         matches("==", &payload("ip6", "daddr"), &json!("@never6")),
         matches("==", &payload("ip", "daddr"), &json!("@host4")),
         matches("==", &payload("ip6", "daddr"), &json!("@host6")),
     ];
     nobodys.into_iter().map(|matched| refusing(vec![matched])).collect()
+}
+
+/// Where the rule is, the packet would not be sent on: it is for the host itself, broadcast or multicast.
+pub(super) fn ends_here() -> Value {
+    matches("!=", &json!({"fib": {"result": "type", "flags": ["daddr"]}}), &json!("unicast"))
 }
 
 /// The rules of a policy: the first that matches decides.

@@ -49,30 +49,15 @@ pub(super) struct Resolved {
 pub(super) fn resolve(managed: &Managed) -> Result<Resolved, NetworkError> {
     let ipv6 = managed.pool.v6.is_some();
     let mut hosts = String::from("127.0.0.1 localhost\n::1 localhost\n");
-    let mut allow = Vec::new();
-    for rule in &managed.allow {
-        let Target::Name(name) = &rule.target else {
-            allow.push(endpoint(rule));
-            continue;
-        };
-        for address in look_up(name, ipv6)? {
-            // Whoever is asked for the name could else open the internal network.
-            if !is_public(address) {
-                return Err(NetworkError::NotPublic { name: name.clone(), address });
-            }
-            let _ = writeln!(hosts, "{address} {name}");
-            allow.push(Endpoint { network: Some(address.into()), ..endpoint(rule) });
+    let mut allow = endpoints(&managed.allow, ipv6, |name, address| {
+        // Whoever is asked for the name could else open the internal network.
+        if !is_public(address) {
+            return Err(NetworkError::NotPublic { name: name.to_owned(), address });
         }
-    }
-    let mut deny = Vec::new();
-    for rule in &managed.deny {
-        if let Target::Name(name) = &rule.target {
-            let found = look_up(name, ipv6)?.into_iter();
-            deny.extend(found.map(|address| Endpoint { network: Some(address.into()), ..endpoint(rule) }));
-        } else {
-            deny.push(endpoint(rule));
-        }
-    }
+        let _ = writeln!(hosts, "{address} {name}");
+        Ok(())
+    })?;
+    let mut deny = endpoints(&managed.deny, ipv6, |_, _| Ok(()))?;
     // There may be a NAT64 behind the host.
     let again = deny.iter().filter_map(|denied| match denied.network {
         Some(IpNet::V4(network)) => {
@@ -97,13 +82,27 @@ pub(super) fn resolve(managed: &Managed) -> Result<Resolved, NetworkError> {
     Ok(Resolved { policy: Policy { allow, deny, dns, bandwidth: managed.bandwidth }, files })
 }
 
-/// A rule without its name.
-fn endpoint(rule: &Rule) -> Endpoint {
-    let network = match &rule.target {
-        Target::Network(network) => Some(*network),
-        Target::Any | Target::Name(_) => None,
-    };
-    Endpoint { network, ports: rule.ports.clone(), protocol: rule.protocol }
+/// What rules mean; `found` is told of each address of a name.
+fn endpoints(
+    rules: &[Rule],
+    ipv6: bool,
+    mut found: impl FnMut(&str, IpAddr) -> Result<(), NetworkError>,
+) -> Result<Vec<Endpoint>, NetworkError> {
+    let mut endpoints = Vec::new();
+    for rule in rules {
+        let endpoint = |network| Endpoint { network, ports: rule.ports.clone(), protocol: rule.protocol };
+        match &rule.target {
+            Target::Any => endpoints.push(endpoint(None)),
+            Target::Network(network) => endpoints.push(endpoint(Some(*network))),
+            Target::Name(name) => {
+                for address in look_up(name, ipv6)? {
+                    found(name, address)?;
+                    endpoints.push(endpoint(Some(address.into())));
+                }
+            }
+        }
+    }
+    Ok(endpoints)
 }
 
 /// In order, so that the same answer in another order is the same policy.

@@ -110,7 +110,7 @@ impl Router {
 
     /// Cuts a child off.
     pub(super) fn remove_child(&self, near: &str) {
-        // What is gone already is as good as removed.
+        // It is tried; the kernel does it in any case.
         let _ = remove(&mut lock(&self.netlink), near);
     }
 
@@ -131,14 +131,7 @@ fn gateway(end: &ChildAddress) -> Option<IpNet> {
 }
 
 fn remove(netlink: &mut Netlink, name: &str) -> rustix::io::Result<()> {
-    match netlink.find(name)? {
-        None => Ok(()),
-        Some(link) => match netlink.delete(link.index) {
-            // It went by itself: the namespace of its other end has just been torn down.
-            Err(Errno::NODEV) => Ok(()),
-            deleted => deleted,
-        },
-    }
+    netlink.find(name)?.map_or(Ok(()), |link| netlink.delete(link.index))
 }
 
 /// Moves the calling thread into a new network namespace that forwards, and answers what others need to work in it.

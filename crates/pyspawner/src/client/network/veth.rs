@@ -1,7 +1,6 @@
 //! A veth pair that the user has named: its far end is born in the child's network namespace.
 
 use ipnet::{IpNet, Ipv4Net};
-use rustix::io::Errno;
 
 use crate::config::NetworkConfig;
 use crate::error::{Error, FailAt, Failure, Step};
@@ -57,7 +56,7 @@ impl Veth {
     /// Takes the pair back. It goes with the child's namespace anyway; this is at once.
     pub(super) fn remove(&self) {
         if let Ok(mut netlink) = Netlink::open() {
-            // What is gone already is as good as removed.
+            // It is tried; the kernel does it in any case.
             let _ = netlink.delete(self.index);
         }
     }
@@ -71,9 +70,5 @@ fn delete_stale(netlink: &mut Netlink, name: &str) -> Result<(), Failure> {
     if !stale.is_veth || stale.name != name {
         return Err(Failure::new(Layer::Network, Step::DeleteStaleInterface, libc::EEXIST));
     }
-    match netlink.delete(stale.index) {
-        // It went by itself: the namespace of its other end has just been torn down.
-        Err(Errno::NODEV) | Ok(()) => Ok(()),
-        Err(errno) => Err(errno).fail_at(Layer::Network, Step::DeleteStaleInterface),
-    }
+    netlink.delete(stale.index).fail_at(Layer::Network, Step::DeleteStaleInterface)
 }
