@@ -26,6 +26,7 @@ from netns import eventually
 MANY = 64
 WEB4, DNS4, WEB6, DNS6 = PUBLIC[0], PUBLIC[1], PUBLIC[3], PUBLIC[4]
 ONE_CHILD = {"subnet": "10.9.8.0/29", "subnet6": "fd99::/125"}
+THREE_CHILDREN = {"subnet": "10.9.8.0/28", "subnet6": "fd99::/124"}
 
 
 def test_many_children_fetch_at_once(world, caller):
@@ -157,14 +158,17 @@ def test_late_answers_reach_the_child_that_asked_and_not_the_next(own_caller, an
 def test_what_others_have_begun_is_not_forgotten_when_a_child_goes(
     own_caller, answer_late, address, index, end
 ):
-    with children(own_caller, managed()) as [stays]:
+    with children(own_caller, managed(**THREE_CHILDREN)) as [stays]:
         stays.run(BEGIN, address=address)
-        with children(own_caller, managed()) as [goes]:
+        with children(own_caller, managed(**THREE_CHILDREN)) as [goes]:
             goes.run(BEGIN, address=address)
+            gone = goes.addresses[index]
+            assert len(known(router(stays), gone)) == 1
             if end == "is killed":
                 own_caller(kill_child, goes.pid)
         # Whoever is spawned next takes what has become free.
-        own_caller(spawn_all, [managed()] * 3)
+        own_caller(spawn_all, [managed(**THREE_CHILDREN)] * 3)
+        assert known(router(stays), gone) == []
         assert len(known(router(stays), stays.addresses[index])) == 1
         answer_late()
         assert stays.run(HEAR, seconds=5) == "late"

@@ -18,6 +18,7 @@ mod veth;
 
 use std::collections::VecDeque;
 use std::fs;
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -233,7 +234,9 @@ struct Leaving {
 
 #[derive(Debug, Default)]
 struct State {
-    /// The longest free first: what the kernel may still remember of the last child there is as old as can be.
+    /// Places that no child has had.
+    fresh: Range<u16>,
+    /// Those of former children, the longest free first.
     free: VecDeque<u16>,
     /// By number.
     policies: Vec<Option<InUse>>,
@@ -257,7 +260,7 @@ impl Egress {
         sweep()?;
         let block = Block::take(&pool)?;
         let router = Router::make(&block)?;
-        let state = State { free: block.children().collect(), ..State::default() };
+        let state = State { fresh: block.children(), ..State::default() };
         // From here on dropped, it takes everything back.
         let egress = Self {
             pool,
@@ -279,13 +282,19 @@ impl Egress {
             return Err(Error::Closed);
         }
         egress.settle(&mut state)?;
-        let child = *state.free.front().ok_or(NetworkError::Exhausted {
+        let child = state.take(&egress.router).ok_or(NetworkError::Exhausted {
             pool: egress.block.v4.to_string(),
             children: egress.block.children().len(),
         })?;
-        state.look_at_host(&egress.router)?;
-        let policy = state.admit(policy, &egress.router)?;
-        state.free.pop_front();
+        let admitted =
+            state.look_at_host(&egress.router).and_then(|()| Ok(state.admit(policy, &egress.router)?));
+        let policy = match admitted {
+            Ok(policy) => policy,
+            Err(error) => {
+                state.free.push_front(child);
+                return Err(error);
+            }
+        };
         let interface = firewall::interface_of(policy, child);
         Ok(Place { egress: Arc::clone(egress), child, policy, interface })
     }
@@ -300,13 +309,12 @@ impl Egress {
         let present = self.router.interfaces()?;
         for one in std::mem::take(&mut *leaving) {
             if present.contains(&one.interface) {
-                if !state.free.is_empty() && one.since.elapsed() < PATIENCE {
+                if state.has_room() && one.since.elapsed() < PATIENCE {
                     leaving.push(one);
                     continue;
                 }
                 self.router.remove_child(&one.interface);
             }
-            self.router.forget(one.child);
             state.free.push_back(one.child);
             if let Some(Some(used)) = state.policies.get_mut(usize::from(one.policy)) {
                 used.children -= 1;
@@ -334,6 +342,15 @@ impl Drop for Egress {
 }
 
 impl State {
+    fn has_room(&self) -> bool {
+        !self.fresh.is_empty() || !self.free.is_empty()
+    }
+
+    /// A place. What the kernel remembers of a former child there is forgotten now and not before: it looks through all that it remembers.
+    fn take(&mut self, router: &Router) -> Option<u16> {
+        self.fresh.next().or_else(|| self.free.pop_front().inspect(|child| router.forget(*child)))
+    }
+
     /// Tells the router what addresses the host has by now.
     fn look_at_host(&mut self, router: &Router) -> Result<(), Error> {
         let mut netlink = Netlink::open().fail_at(Layer::Network, Step::OpenNetlink)?;
