@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+import internet
 import pyspawner
 from support import children_of_this_process, open_descriptors, visible_directory
 
@@ -56,6 +57,13 @@ def preloaded():
     ]
     with pyspawner.Client(child_main="support.run_source", preload_imports=imports) as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def world():
+    """A host, an Internet and a LAN; see ``internet``."""
+    with internet.world() as world:
+        yield world
 
 
 @pytest.fixture

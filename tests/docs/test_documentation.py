@@ -15,7 +15,7 @@ import internet
 import pyspawner
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from _pytest.mark import ParameterSet
 
@@ -115,12 +115,6 @@ def run(
         timeout=120,
         check=False,
     )
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[internet.World]:
-    with internet.world() as world:
-        yield world
 
 
 def check_that_it_runs(block: Block, tmp_path: Path, within: Sequence[str] = ()) -> None:

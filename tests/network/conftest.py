@@ -9,12 +9,6 @@ import internet
 
 
 @pytest.fixture(scope="module")
-def world():
-    with internet.world() as world:
-        yield world
-
-
-@pytest.fixture(scope="module")
 def caller(world, tmp_path_factory):
     """A caller whose resolver is one of the Internet."""
     with managed_support.caller_of(world.host.namespace, tmp_path_factory.mktemp("etc")) as caller:

@@ -301,9 +301,12 @@ def test_the_neighbours_of_a_child_that_nobody_judges_believe_its_lies(world, ca
     with children(caller, root(documented())) as [child]:
         before = tables(host)
         host.ip("address add fd66::1/64 dev open-0 nodad")
+        # A host that forwards listens to other routers only so.
+        host.sysctl(**{"ipv6__conf__open-0__accept_ra": 2})
         victims = (["10.78.0.77"], ["fd66::77"])
         child.run(LIE, **lies(child, "10.78.0.1", "fd66::1", victims))
         assert eventually(lambda: any("02:aa:bb:cc:dd:ee" in line for line in tables(host))), before
+        assert eventually(lambda: any("default via fe80::bad dev open-0" in line for line in tables(host)))
 
 
 @pytest.mark.parametrize(

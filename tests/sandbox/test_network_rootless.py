@@ -65,12 +65,6 @@ def only(words: dict[str, str]) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def world():
-    with internet.world() as world:
-        yield world
-
-
-@pytest.fixture(scope="module")
 def user():
     with ordinary_user.ordinary_user() as user:
         yield user

@@ -28,12 +28,6 @@ print(json.dumps([json.loads(connection.getresponse().read()), names]))
 
 
 @pytest.fixture(scope="module")
-def world():
-    with internet.world() as world:
-        yield world
-
-
-@pytest.fixture(scope="module")
 def guest(world):
     with world.guest() as guest:
         yield guest
