@@ -44,12 +44,14 @@ fn main() {
         optional_layers: OPTIONAL_LAYERS.into(),
         landlock_abi: 7,
         rlimits: Rlimits { processes: Some(300), nice: 1, ..Rlimits::default() },
+        parks: true,
     };
     let start = Start {
         caller: 1,
         child_main: "a.b".into(),
         preload_imports: vec!["c".into()],
         sys_path: Some(vec![b"/d".into()]),
+        warm_up: Some("e.f".into()),
     };
     let threads = vec![("a".into(), vec!["b".into()])];
     write(0, &ToZygote::Proceed, &[ToZygote::Start(start)]);
@@ -67,7 +69,7 @@ fn main() {
             FromZygote::Ready { threads },
         ],
     );
-    write(3, &Order::Run, &[Order::Enter(orders)]);
+    write(3, &Order::Run, &[Order::Enter(orders), Order::Wake { process_name: "name".into() }]);
     write(
         4,
         &Report::Born,
@@ -76,6 +78,9 @@ fn main() {
             Report::NotSpawned { failure, pid: Some(300) },
             Report::Entered { layers: OPTIONAL_LAYERS.map(|layer| (layer, 300)).into() },
             Report::Failed(failure),
+            Report::Parked,
+            Report::WarmUpFailed { summary: "a".into() },
+            Report::Running,
         ],
     );
     let budget = CpuBudget { microseconds: 300, of_cgroup: true, pid: 300 };
@@ -85,7 +90,9 @@ fn main() {
         &[Watch::Refused { errno: 24 }, Watch::This { budget: None }, Watch::This { budget: Some(budget) }],
     );
     let run = Companion::Run { program: c"/a".into(), arguments: vec!["b".into()] };
-    write(6, &Companion::Running, &[Companion::Refused { errno: 24 }, Companion::EndAll, Companion::Ended, run]);
+    let others =
+        [Companion::Refused { errno: 24 }, Companion::EndAll, Companion::Ended, run, Companion::Limit { budget }];
+    write(6, &Companion::Running, &others);
 }
 
 /// `shortest` has a body of one byte: what is before it is the header, which the target adds itself.

@@ -116,6 +116,7 @@ fn to_zygote(input: &mut Unstructured<'_>) -> Result<ToZygote> {
         child_main: text(input)?,
         preload_imports: list(input, text)?,
         sys_path: input.arbitrary()?,
+        warm_up: optional(input, text)?,
     }))
 }
 
@@ -131,8 +132,10 @@ fn from_zygote(input: &mut Unstructured<'_>) -> Result<FromZygote> {
 }
 
 fn order(input: &mut Unstructured<'_>) -> Result<Order> {
-    if input.arbitrary()? {
-        return Ok(Order::Run);
+    match input.int_in_range(0..=2)? {
+        0 => return Ok(Order::Run),
+        1 => return Ok(Order::Wake { process_name: text(input)? }),
+        _ => {}
     }
     let network = |input: &mut Unstructured<'_>| {
         let address = |input: &mut Unstructured<'_>| {
@@ -153,6 +156,7 @@ fn order(input: &mut Unstructured<'_>) -> Result<Order> {
         optional_layers: list(input, layer)?,
         landlock_abi: input.arbitrary()?,
         rlimits: rlimits(input)?,
+        parks: input.arbitrary()?,
     }))
 }
 
@@ -184,20 +188,24 @@ fn view(input: &mut Unstructured<'_>) -> Result<View> {
 }
 
 fn report(input: &mut Unstructured<'_>) -> Result<Report> {
-    Ok(match input.int_in_range(0..=4)? {
+    Ok(match input.int_in_range(0..=7)? {
         0 => Report::Born,
         1 => Report::Spawned { pid: input.arbitrary()?, first_id: input.arbitrary()? },
         2 => Report::NotSpawned { failure: failure(input)?, pid: input.arbitrary()? },
         3 => Report::Entered { layers: list(input, |input| Ok((layer(input)?, input.arbitrary()?)))? },
-        _ => Report::Failed(failure(input)?),
+        4 => Report::Failed(failure(input)?),
+        5 => Report::Parked,
+        6 => Report::WarmUpFailed { summary: text(input)? },
+        _ => Report::Running,
     })
 }
 
+fn budget(input: &mut Unstructured<'_>) -> Result<CpuBudget> {
+    let (microseconds, of_cgroup, pid) = input.arbitrary()?;
+    Ok(CpuBudget { microseconds, of_cgroup, pid })
+}
+
 fn watch(input: &mut Unstructured<'_>) -> Result<Watch> {
-    let budget = |input: &mut Unstructured<'_>| {
-        let (microseconds, of_cgroup, pid) = input.arbitrary()?;
-        Ok(CpuBudget { microseconds, of_cgroup, pid })
-    };
     Ok(match input.int_in_range(0..=2)? {
         0 => Watch::This { budget: optional(input, budget)? },
         1 => Watch::Watching,
@@ -206,11 +214,12 @@ fn watch(input: &mut Unstructured<'_>) -> Result<Watch> {
 }
 
 fn companion(input: &mut Unstructured<'_>) -> Result<Companion> {
-    Ok(match input.int_in_range(0..=4)? {
+    Ok(match input.int_in_range(0..=5)? {
         0 => Companion::Run { program: path(input)?, arguments: list(input, text)? },
         1 => Companion::Running,
         2 => Companion::Refused { errno: input.arbitrary()? },
         3 => Companion::EndAll,
+        4 => Companion::Limit { budget: budget(input)? },
         _ => Companion::Ended,
     })
 }

@@ -47,6 +47,8 @@ class Client:
         preload_imports: Sequence[str] = [],
         executable: str = sys.executable,
         restart: bool = False,
+        warm_children: int = 0,
+        warm_up: str | None = None,
         on_event: Callable[[Event], object] | None = None,
     ) -> None:
         self._make = functools.partial(
@@ -56,6 +58,8 @@ class Client:
             preload_imports=preload_imports,
             executable=executable,
             restart=restart,
+            warm_children=warm_children,
+            warm_up=warm_up,
             on_event=on_event,
         )
         self._owner = os.getpid()
@@ -119,6 +123,16 @@ class Client:
             client.spawn_child, args, process_name=process_name, sandbox_config=sandbox_config
         )
         return ChildProcess(await _in_thread(pool, spawn, _end))
+
+    async def prewarm(self, sandbox_config: SandboxConfig, count: int) -> None:
+        """Have children parked, as :meth:`pyspawner.Client.prewarm` does. Cancelled, it returns at once, and they are parked all the same.
+
+        :raises RuntimeError: the Client is not started, or closed, or belongs to another process (after a fork).
+        """
+        client, pool = self._open()
+        job = pool.submit(client.prewarm, sandbox_config, count)
+        await asyncio.wait([_when_done(job)])
+        job.result()
 
     async def close(self) -> None:
         """End the zygote, as :meth:`pyspawner.Client.close`. Children go on running. A second call does nothing.

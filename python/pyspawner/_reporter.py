@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from pyspawner.events import ZygoteDied, ZygoteStarted
+from pyspawner.events import ParkingFailed, ZygoteDied, ZygoteStarted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +23,9 @@ class Reporter:
 
     def __call__(self, event: Event) -> None:
         """Hand it on. What the function raises is logged: it is nobody's error who spawns or waits."""
-        is_remarkable = isinstance(event, ZygoteDied) or (isinstance(event, ZygoteStarted) and event.restarts)
+        is_remarkable = isinstance(event, (ZygoteDied, ParkingFailed)) or (
+            isinstance(event, ZygoteStarted) and event.restarts
+        )
         logger.log(logging.WARNING if is_remarkable else logging.DEBUG, "%s", event)
         if self._on_event is not None:
             try:

@@ -6,6 +6,7 @@ and ``sys.path``, and nothing about any child.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import gc
 import importlib
@@ -18,7 +19,7 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyspawner import _child
+from pyspawner import _child, _scout
 from pyspawner._native import Boot
 from pyspawner._randomness import plan_reseeding
 
@@ -41,8 +42,9 @@ def main() -> None:
             boot, f"cannot import {module!r} of preload_imports", lambda module=module: _import(boot, module)
         )
     child_main = _attempt(
-        boot, f"child_main {boot.child_main!r} is not usable", lambda: _find_child_main(boot)
+        boot, f"child_main {boot.child_main!r} is not usable", lambda: _find(boot, boot.child_main)
     )
+    warm_up = _attempt(boot, f"warm_up {boot.warm_up!r} is not usable", lambda: _find_warm_up(boot))
     _attempt(boot, "cannot leave the imports' threads behind", lambda: _leave_threads_behind(boot))
 
     reseeding = _attempt(boot, "cannot plan new random state for children", plan_reseeding)
@@ -64,10 +66,10 @@ def main() -> None:
     # Where in Python a child was, for its last words when a system call of it is blocked: the sandbox's handler calls this one.
     faulthandler.register(signal.SIGSYS, file=2, all_threads=False, chain=False)
 
-    args = boot.serve(installation, search_path)
-    if args is None:
+    start = boot.serve(installation, search_path)
+    if start is None:
         os._exit(0)
-    _child.run(child_main, args, reseeding)
+    _child.run(child_main, start, reseeding, warm_up)
 
 
 def _restore_environment() -> None:
@@ -98,12 +100,24 @@ def _import(boot: Boot, module: str) -> Any:  # noqa: ANN401 (a module's attribu
     return importlib.import_module(module)
 
 
-def _find_child_main(boot: Boot) -> Callable[..., object]:
-    module_name, _, function_name = boot.child_main.rpartition(".")
-    child_main = getattr(_import(boot, module_name), function_name)
-    if not callable(child_main):
-        raise TypeError(f"{boot.child_main} is a {type(child_main).__name__}, which cannot be called")
-    return child_main
+def _find(boot: Boot, name: str) -> Callable[..., object]:
+    module_name, _, function_name = name.rpartition(".")
+    found = getattr(_import(boot, module_name), function_name)
+    if not callable(found):
+        raise TypeError(f"{name} is a {type(found).__name__}, which cannot be called")
+    return found
+
+
+def _find_warm_up(boot: Boot) -> Callable[[], object]:
+    """Find what children do before they park, and import what it imports: children that are not parked profit too."""
+    if boot.warm_up is None:
+        return lambda: None
+    warm_up = _find(boot, boot.warm_up)
+    for module in _scout.modules_imported_by(warm_up):
+        # One that was put into sys.modules by hand, or taken out again, cannot be imported by its name.
+        with contextlib.suppress(Exception):
+            _import(boot, module)
+    return warm_up
 
 
 def _leave_threads_behind(boot: Boot) -> None:

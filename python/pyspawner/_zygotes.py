@@ -36,6 +36,8 @@ class Zygotes:
         # The last one of whose death was told.
         self._told: _native.Client | None = None
         self._restarts = 0
+        # What later zygotes are to keep parked too.
+        self._prewarmed: list[tuple[_native.Sandbox, int]] = []
         self._pause = 0.0
         self._not_before = 0.0
         self.current = self._started()
@@ -53,6 +55,14 @@ class Zygotes:
         # One that has worked starts a new row: the next may start at once.
         self._pause = self._not_before = 0.0
         return result
+
+    def prewarm(self, sandbox: _native.Sandbox, count: int) -> None:
+        """Have the zygote, and each after it, keep so many children parked."""
+        with self._lock:
+            self._prewarmed = [(other, number) for other, number in self._prewarmed if other != sandbox]
+            if count:
+                self._prewarmed.append((sandbox, count))
+        self.use(lambda zygote: zygote.prewarm(sandbox, count))
 
     def close(self) -> None:
         """End them. The second time, do nothing."""
@@ -81,6 +91,8 @@ class Zygotes:
     def _started(self) -> _native.Client:
         began = time.monotonic()
         zygote = self._start()
+        for sandbox, count in self._prewarmed:
+            zygote.want_warm(sandbox, count)
         self._report(ZygoteStarted(zygote.zygote_pid, time.monotonic() - began, self._restarts))
         self._restarts += 1
         return zygote

@@ -1,6 +1,7 @@
 """What happens to zygotes and children, for operators: see ``on_event`` of :class:`pyspawner.Client`.
 
-Every event also goes to the logger ``pyspawner``: the end and the new start of a zygote as a warning, the rest at level DEBUG.
+Every event also goes to the logger ``pyspawner``: the end and the new start of a zygote, and that a child could not be
+parked, as a warning; the rest at level DEBUG.
 """
 
 from __future__ import annotations
@@ -11,7 +12,15 @@ from typing import TYPE_CHECKING, TypeAlias
 if TYPE_CHECKING:
     from pyspawner._process import Cause, Usage
 
-__all__ = ["ChildEnded", "ChildSpawned", "Event", "SpawnFailed", "ZygoteDied", "ZygoteStarted"]
+__all__ = [
+    "ChildEnded",
+    "ChildSpawned",
+    "Event",
+    "ParkingFailed",
+    "SpawnFailed",
+    "ZygoteDied",
+    "ZygoteStarted",
+]
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,17 @@ class SpawnFailed:
 
 
 @dataclass(frozen=True)
+class ParkingFailed:
+    """No warm child could be made ready. Spawns go on, with children that are cloned for them, and it is tried again.
+
+    It is told with the next spawn; of several failures since the last one, the latest.
+    """
+
+    error: BaseException
+    """Why, as :meth:`pyspawner.Client.prewarm` would raise it."""
+
+
+@dataclass(frozen=True)
 class ChildEnded:
     """A method of its :class:`pyspawner.ChildProcess` has found that a child has ended.
 
@@ -93,4 +113,4 @@ class ChildEnded:
     """As in :class:`pyspawner.Completed`."""
 
 
-Event: TypeAlias = ZygoteStarted | ZygoteDied | ChildSpawned | SpawnFailed | ChildEnded
+Event: TypeAlias = ZygoteStarted | ZygoteDied | ChildSpawned | SpawnFailed | ParkingFailed | ChildEnded

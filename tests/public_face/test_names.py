@@ -45,6 +45,7 @@ def test_the_public_names_are_these():
         "SandboxFuture",
         "Tmpfs",
         "Usage",
+        "WarmUpError",
         "ZygoteDiedError",
         "ZygoteStartError",
         "__version__",
@@ -60,6 +61,7 @@ def test_the_public_names_for_asyncio_are_these():
     assert {name for name in vars(aio) if not name.startswith("_")} == {*aio.__all__}
     assert {name for name in vars(aio.Client) if not name.startswith("_")} == {
         "close",
+        "prewarm",
         "spawn_child",
         "start",
         "zygote_pid",
@@ -86,6 +88,7 @@ def test_the_public_names_for_asyncio_are_these():
     [
         ("Client", "__init__"),
         ("Client", "spawn_child"),
+        ("Client", "prewarm"),
         ("Client", "close"),
         ("ChildProcess", "communicate"),
         ("ChildProcess", "kill"),
@@ -111,6 +114,8 @@ def test_signatures_are_those_of_1_0():
         ("executable", by_name, sys.executable),
         # And beside those of 1.0:
         ("restart", by_name, False),
+        ("warm_children", by_name, 0),
+        ("warm_up", by_name, None),
         ("on_event", by_name, None),
     ]
     assert shape(pyspawner.Client.spawn_child) == [

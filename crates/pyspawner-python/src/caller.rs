@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use pyo3::exceptions::PyValueError;
@@ -46,13 +47,14 @@ fn without_gil<T: Send>(
 /// A running zygote.
 #[pyclass(frozen)]
 pub(crate) struct Client {
-    core: client::Client,
+    core: Arc<client::Client>,
 }
 
 #[pymethods]
 impl Client {
     #[new]
-    #[pyo3(signature = (*, executable, arguments, environment, child_main, preload_imports, sys_path))]
+    #[pyo3(signature = (*, executable, arguments, environment, child_main, preload_imports, sys_path, warm_children, warm_up))]
+    #[expect(clippy::too_many_arguments, reason = "one a parameter of Client")]
     fn new(
         py: Python<'_>,
         executable: PathBuf,
@@ -61,44 +63,33 @@ impl Client {
         child_main: String,
         preload_imports: Vec<String>,
         sys_path: Option<Vec<Vec<u8>>>,
+        warm_children: usize,
+        warm_up: Option<String>,
     ) -> PyResult<Self> {
-        let options =
-            StartOptions { executable, arguments, environment, child_main, preload_imports, sys_path };
-        without_gil(py, |interrupt| client::Client::start(options, interrupt)).map(|core| Self { core })
+        let options = StartOptions {
+            executable,
+            arguments,
+            environment,
+            child_main,
+            preload_imports,
+            sys_path,
+            warm_children,
+            warm_up,
+        };
+        let core = without_gil(py, |interrupt| client::Client::start(options, interrupt))?;
+        Ok(Self { core: Arc::new(core) })
     }
 
     /// The child, and the caller's ends of its stdin, stdout and stderr.
-    #[pyo3(signature = (args, *, process_name, chroot_dir, mounts, working_dir, proc, namespaces, max_landlock_abi, network, limits, skip_sandbox_except))]
-    #[expect(clippy::too_many_arguments, reason = "one a field of SandboxConfig")]
+    #[pyo3(signature = (args, *, process_name, sandbox))]
     fn spawn(
         &self,
         py: Python<'_>,
         args: &[u8],
         process_name: Option<&str>,
-        chroot_dir: Option<PathBuf>,
-        mounts: Vec<Py<Mount>>,
-        working_dir: Option<PathBuf>,
-        proc: bool,
-        namespaces: bool,
-        max_landlock_abi: Option<u8>,
-        network: Option<Py<Network>>,
-        limits: Limits,
-        skip_sandbox_except: Vec<String>,
+        sandbox: &Sandbox,
     ) -> PyResult<(Child, RawFd, RawFd, RawFd)> {
-        let network = network.map(|network| network.get().core.clone());
-        let mounts = mounts.into_iter().map(|mount| mount.get().core.clone()).collect();
-        let sandbox = SandboxConfig {
-            chroot_dir,
-            mounts,
-            working_dir,
-            proc,
-            namespaces,
-            max_landlock_abi,
-            network,
-            limits: limits.into_core()?,
-            skip_sandbox_except,
-        };
-        let request = SpawnRequest { args, process_name, sandbox: &sandbox };
+        let request = SpawnRequest { args, process_name, sandbox: &sandbox.core };
         let (core, pipes) = without_gil(py, |interrupt| self.core.spawn(&request, interrupt))?;
         Ok((
             Child { core },
@@ -106,6 +97,27 @@ impl Client {
             pipes.stdout.into_raw_fd(),
             pipes.stderr.into_raw_fd(),
         ))
+    }
+
+    /// Returns when so many are parked.
+    fn prewarm(&self, py: Python<'_>, sandbox: &Sandbox, count: usize) -> PyResult<()> {
+        without_gil(py, |interrupt| self.core.prewarm(&sandbox.core, count, interrupt))
+    }
+
+    /// Has so many parked, some time.
+    fn want_warm(&self, py: Python<'_>, sandbox: &Sandbox, count: usize) -> PyResult<()> {
+        py.detach(|| self.core.want_warm(&sandbox.core, count)).map_err(|error| to_python(py, error))
+    }
+
+    /// Why no child could be parked, if that was so since this was asked last.
+    fn parking_failure(&self, py: Python<'_>) -> Option<PyErr> {
+        self.core.parking_failure().map(|error| to_python(py, error))
+    }
+
+    /// How many are parked.
+    #[getter]
+    fn parked(&self) -> usize {
+        self.core.parked()
     }
 
     fn close(&self, py: Python<'_>) {
@@ -125,6 +137,46 @@ impl Client {
     #[getter]
     fn threads(&self) -> Vec<(String, Vec<String>)> {
         self.core.threads().to_vec()
+    }
+}
+
+/// How to lock a child in.
+#[pyclass(frozen, eq)]
+#[derive(PartialEq)]
+pub(crate) struct Sandbox {
+    core: SandboxConfig,
+}
+
+#[pymethods]
+impl Sandbox {
+    #[new]
+    #[pyo3(signature = (*, chroot_dir, mounts, working_dir, proc, namespaces, max_landlock_abi, network, limits, skip_sandbox_except))]
+    #[expect(clippy::too_many_arguments, reason = "one a field of SandboxConfig")]
+    fn new(
+        chroot_dir: Option<PathBuf>,
+        mounts: Vec<Py<Mount>>,
+        working_dir: Option<PathBuf>,
+        proc: bool,
+        namespaces: bool,
+        max_landlock_abi: Option<u8>,
+        network: Option<Py<Network>>,
+        limits: Limits,
+        skip_sandbox_except: Vec<String>,
+    ) -> PyResult<Self> {
+        let network = network.map(|network| network.get().core.clone());
+        let mounts = mounts.into_iter().map(|mount| mount.get().core.clone()).collect();
+        let core = SandboxConfig {
+            chroot_dir,
+            mounts,
+            working_dir,
+            proc,
+            namespaces,
+            max_landlock_abi,
+            network,
+            limits: limits.into_core()?,
+            skip_sandbox_except,
+        };
+        Ok(Self { core })
     }
 }
 

@@ -228,6 +228,12 @@ pub enum Error {
     /// A managed network is not possible as it is.
     #[error(transparent)]
     Network(#[from] NetworkError),
+    /// A parked child could not get ready.
+    #[error("a child could not be warmed up: {summary}")]
+    WarmUp {
+        /// One line for people.
+        summary: String,
+    },
     /// The Client is closed.
     #[error("the Client is closed")]
     Closed,

@@ -20,7 +20,7 @@ mod tests;
 const MAGIC: [u8; 4] = *b"pysp";
 
 /// Rises with every change of a message. Both ends must have the same.
-pub const VERSION: u16 = 5;
+pub const VERSION: u16 = 6;
 
 /// Bytes before the body: magic, version, conversation.
 const HEADER: usize = MAGIC.len() + size_of::<u16>() + 1;
@@ -123,6 +123,8 @@ pub struct Start {
     pub preload_imports: Vec<String>,
     /// The caller's `sys.path`, as bytes of the filesystem encoding; `None` keeps the zygote's own.
     pub sys_path: Option<Vec<Vec<u8>>>,
+    /// `package.module.function`, for children that park.
+    pub warm_up: Option<String>,
 }
 
 impl Message for ToZygote {
@@ -216,6 +218,11 @@ pub enum Order {
     Enter(Orders),
     /// Run `child_main`. With it: stdin, stdout, stderr and the memfd of the pickled args.
     Run,
+    /// The same to a child that is parked, with the same descriptors. It takes its name, and answers [`Report::Running`].
+    Wake {
+        /// The name for `comm` and the command line.
+        process_name: String,
+    },
 }
 
 /// The sandbox of one child, computed by the caller.
@@ -235,6 +242,8 @@ pub struct Orders {
     pub landlock_abi: u8,
     /// What each of its processes may use.
     pub rlimits: Rlimits,
+    /// It gets ready to run, and then waits to be woken.
+    pub parks: bool,
 }
 
 /// What each process of a child may use. `None`: as much as the zygote.
@@ -362,7 +371,7 @@ impl Message for Order {
                 let mounts = orders.view.iter().flat_map(|view| &view.mounts);
                 mounts.map(|mount| mount.filesystem.descriptors()).sum()
             }
-            Self::Run => 4,
+            Self::Run | Self::Wake { .. } => 4,
         }
     }
 }
@@ -394,7 +403,19 @@ pub enum Report {
     },
     /// From the child, its last words.
     Failed(Failure),
+    /// From a child that parks: it is ready, and waits to be woken.
+    Parked,
+    /// From one that cannot, its last words.
+    WarmUpFailed {
+        /// One line for people.
+        summary: String,
+    },
+    /// From one that was woken: user code runs next.
+    Running,
 }
+
+/// The longest that [`Report::WarmUpFailed`] can say, in bytes.
+pub const MAX_SUMMARY: usize = 512;
 
 impl Message for Report {
     const CONVERSATION: u8 = 5;
@@ -463,6 +484,12 @@ pub enum Companion {
         /// What the kernel said.
         errno: i32,
     },
+    /// From the caller: kill a child when this is used up; see [`Watch::This`]. With it: the child's pidfd, and its cgroup's `cpu.stat` if the
+    /// budget is of that. The answer is [`Companion::Running`] or [`Companion::Refused`].
+    Limit {
+        /// How much CPU time it has.
+        budget: CpuBudget,
+    },
     /// From the caller: kill all. It asks for no other.
     EndAll,
     /// From the watchdog: none is left.
@@ -476,6 +503,7 @@ impl Message for Companion {
     fn descriptors(&self) -> usize {
         match self {
             Self::Run { .. } => 3,
+            Self::Limit { budget } => 1 + usize::from(budget.of_cgroup),
             Self::Running | Self::Refused { .. } | Self::EndAll | Self::Ended => 0,
         }
     }

@@ -8,17 +8,20 @@ mod cgroup;
 mod child;
 mod communicate;
 mod companions;
+mod descriptors;
 mod layers;
 mod living;
 mod mounts;
 mod network;
+mod newborn;
 mod process;
 mod results;
 mod spawn;
 mod start;
 mod uppers;
+mod warm;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -32,13 +35,15 @@ pub use cgroup::Account;
 use cgroup::Delegation;
 pub use child::{Cause, Child, Ended, Pipes};
 pub use communicate::{Completed, Conversation, OptionalPipes, Output};
+use companions::Companions;
 use network::Networks;
+use newborn::PendingSpawn;
 use process::Process;
 pub use results::{open_beneath, open_directory};
 pub use rustix::process::Signal;
-use spawn::PendingSpawn;
 pub use spawn::SpawnRequest;
 pub use start::StartOptions;
+use warm::Pools;
 
 /// Asked when a signal interrupts a wait: `Err` gives the operation up.
 pub type Interrupt<'a> = &'a dyn Fn() -> Result<(), Error>;
@@ -60,6 +65,10 @@ pub struct Client {
     data_bytes: u64,
     delegation: Delegation,
     networks: Networks,
+    /// The line to the watchdog.
+    companions: Arc<Companions>,
+    /// Children that wait for requests.
+    pools: Arc<Pools>,
     /// Children that were asked for and then not waited for, because a signal handler raised.
     abandoned: Mutex<Vec<PendingSpawn>>,
 }
@@ -95,6 +104,7 @@ impl Client {
             self.networks.forget();
             return;
         }
+        self.pools.close();
         let Some(connection) = lock(&self.connection).take() else { return };
         // What other threads have asked for is still done: the zygote reads end of file after it.
         connection.shut_down();

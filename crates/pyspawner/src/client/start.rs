@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -16,6 +16,7 @@ use super::cgroup::Delegation;
 use super::companions::Companions;
 use super::network::Networks;
 use super::process::Process;
+use super::warm::Pools;
 use super::{CLOSE_PATIENCE, Client, Interrupt, channel_error, lock, wait_for};
 use crate::channel::{Channel, ChannelError, Received};
 use crate::config::PROCESS_NAME_MAX;
@@ -45,6 +46,10 @@ pub struct StartOptions {
     pub preload_imports: Vec<String>,
     /// The caller's `sys.path`; `None` keeps the interpreter's own.
     pub sys_path: Option<Vec<Vec<u8>>>,
+    /// How many children to park of a sandbox that is used, so that the next ones need not be cloned.
+    pub warm_children: usize,
+    /// `package.module.function`, which each of them calls before it parks.
+    pub warm_up: Option<String>,
 }
 
 impl Client {
@@ -57,6 +62,7 @@ impl Client {
         // First of all: in a caller that has closed its standard streams, any descriptor made here would get their numbers.
         let outputs = (own_output(1)?, own_output(2)?);
         let caller_pidfd = pidfd_open(getpid(), PidfdFlags::empty()).map_err(Error::io("pidfd_open"))?;
+        let pools = Arc::new(Pools::new(options.warm_children));
         let (ours, theirs) = Channel::pair().map_err(Error::io("socketpair"))?;
         let theirs = theirs.above_stdio().map_err(Error::io("fcntl(F_DUPFD_CLOEXEC)"))?;
         let mut starting = Starting {
@@ -68,10 +74,12 @@ impl Client {
             importing: None,
         };
         match starting.handshake(options, theirs, [&caller_pidfd, &outputs.0, &outputs.1], interrupt) {
-            Ok((zygote, watchdog, line, threads)) => Ok(Self {
+            Ok((zygote, watchdog, companions, threads)) => Ok(Self {
                 data_bytes: data_bytes(zygote.pid())?,
                 delegation: Delegation::default(),
-                networks: Networks::new(Companions::new(line)),
+                networks: Networks::new(Arc::clone(&companions)),
+                companions,
+                pools,
                 owner: std::process::id(),
                 connection: Mutex::new(Some(starting.connection)),
                 zygote,
@@ -102,7 +110,7 @@ struct Starting {
     importing: Option<String>,
 }
 
-type Started = (Process, Process, Channel, Vec<(String, Vec<String>)>);
+type Started = (Process, Process, Arc<Companions>, Vec<(String, Vec<String>)>);
 
 impl Starting {
     fn handshake(
@@ -120,6 +128,7 @@ impl Starting {
             child_main: options.child_main,
             preload_imports: options.preload_imports,
             sys_path: options.sys_path,
+            warm_up: options.warm_up,
         });
         match self.connection.send(&start, &descriptors.map(AsFd::as_fd)) {
             // It died at once. The reason is found below, where everything else is.
@@ -159,7 +168,7 @@ impl Starting {
                     let (Some(zygote), Some(watchdog)) = (self.process.take(), self.watchdog.take()) else {
                         return Err(out_of_order.into());
                     };
-                    return Ok((zygote, watchdog, line, threads));
+                    return Ok((zygote, watchdog, Arc::new(Companions::new(line)), threads));
                 }
                 FromZygote::HandedOver { .. } => {
                     return Err(ProtocolError::OutOfOrder { waiting_for: "ready" }.into());

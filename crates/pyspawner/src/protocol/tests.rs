@@ -27,12 +27,13 @@ fn failure() -> impl Strategy<Value = Failure> {
 
 fn to_zygote() -> impl Strategy<Value = ToZygote> {
     let sys_path = option::of(vec(vec(any::<u8>(), 0..40), 0..6));
-    let start = (any::<i32>(), text(), vec(text(), 0..6), sys_path).prop_map(
-        |(caller, child_main, preload_imports, sys_path)| Start {
+    let start = (any::<i32>(), text(), vec(text(), 0..6), sys_path, option::of(text())).prop_map(
+        |(caller, child_main, preload_imports, sys_path, warm_up)| Start {
             caller,
             child_main,
             preload_imports,
             sys_path,
+            warm_up,
         },
     );
     prop_oneof![Just(ToZygote::Proceed), start.prop_map(ToZygote::Start)]
@@ -57,20 +58,15 @@ fn order() -> impl Strategy<Value = Order> {
     let network = (option::of(text()), vec(address, 0..3), any::<bool>())
         .prop_map(|(interface, addresses, ping)| ChildNetwork { interface, addresses, ping });
     let network = option::of(network);
-    let layers = (vec(select(all()), 0..6), any::<u8>());
+    let layers = (vec(select(all()), 0..6), any::<u8>(), any::<bool>());
     let orders = (option::of(text()), option::of(path()), option::of(view()), network, layers, rlimits());
     let orders = orders.prop_map(
-        |(process_name, working_dir, view, network, (optional_layers, landlock_abi), rlimits)| Orders {
-            process_name,
-            working_dir,
-            view,
-            network,
-            optional_layers,
-            landlock_abi,
-            rlimits,
+        |(process_name, working_dir, view, network, (optional_layers, landlock_abi, parks), rlimits)| {
+            Orders { process_name, working_dir, view, network, optional_layers, landlock_abi, rlimits, parks }
         },
     );
-    prop_oneof![orders.prop_map(Order::Enter), Just(Order::Run)]
+    let wake = text().prop_map(|process_name| Order::Wake { process_name });
+    prop_oneof![orders.prop_map(Order::Enter), Just(Order::Run), wake]
 }
 
 fn rlimits() -> impl Strategy<Value = Rlimits> {
@@ -118,6 +114,9 @@ fn report() -> impl Strategy<Value = Report> {
         (failure(), option::of(any::<i32>())).prop_map(|(failure, pid)| Report::NotSpawned { failure, pid }),
         vec((select(all()), any::<u32>()), 0..10).prop_map(|layers| Report::Entered { layers }),
         failure().prop_map(Report::Failed),
+        Just(Report::Parked),
+        text().prop_map(|summary| Report::WarmUpFailed { summary }),
+        Just(Report::Running),
     ]
 }
 
@@ -136,7 +135,10 @@ fn companion() -> impl Strategy<Value = Companion> {
     let run =
         (path(), vec(text(), 0..6)).prop_map(|(program, arguments)| Companion::Run { program, arguments });
     let refused = any::<i32>().prop_map(|errno| Companion::Refused { errno });
-    prop_oneof![run, refused, select(vec![Companion::Running, Companion::EndAll, Companion::Ended])]
+    let limit = any::<(u64, bool, i32)>().prop_map(|(microseconds, of_cgroup, pid)| Companion::Limit {
+        budget: CpuBudget { microseconds, of_cgroup, pid },
+    });
+    prop_oneof![run, refused, limit, select(vec![Companion::Running, Companion::EndAll, Companion::Ended])]
 }
 
 /// A frame with the header of `message` and another body.

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use rustix::process::{Signal, pidfd_send_signal};
 
 use crate::channel::Channel;
-use crate::config::CHILD_ID;
+use crate::config::{CHILD_ID, DEFAULT_PROCESS_NAME};
 use crate::error::{FailAt, Failure, Step};
 use crate::layer::Layer;
 use crate::protocol::{CpuBudget, Order, Report, Spawn};
@@ -24,15 +24,13 @@ use crate::sys::kernel::{exit_now, set_comm};
 use crate::sys::{descriptors, title::Title};
 
 use super::host::{Host, HostUser, go_back};
+use super::parking::Parking;
 use super::plan::{Plan, Prepared};
 use super::watchdog::Watchdog;
 use super::{ZygoteError, receive};
 
 /// Links to `/proc/self/task`: its own, its name, and a directory a thread.
 const SINGLE_THREADED_LINKS: usize = 3;
-
-/// What a child shows in ps and top when the caller gives it no name.
-const DEFAULT_PROCESS_NAME: &str = "pyspawner-child";
 
 /// The interpreter's own duties around a fork.
 pub trait ForkHooks {
@@ -53,11 +51,16 @@ pub enum Served {
     Child(ChildStart),
 }
 
-/// What a child has to begin with, beside its standard streams.
+/// What a child does next.
 #[derive(Debug)]
-pub struct ChildStart {
-    /// The pickled args.
-    pub args: OwnedFd,
+pub enum ChildStart {
+    /// It runs. Its standard streams are its own.
+    Now {
+        /// The pickled args.
+        args: OwnedFd,
+    },
+    /// It gets ready to run, and parks. Its standard streams are still the zygote's.
+    Parks(Parking),
 }
 
 /// The zygote as it serves.
@@ -239,11 +242,9 @@ impl Zygote {
             fail(&private, Failure::new(Layer::Session, Step::CloseDescriptors, errno.raw_os_error()));
         }
         report(&private, &Report::Born, &[]);
-        let args = obey(&private, zygote.title, &place);
-        // The private socket goes with its owner; after it only the standard streams and the args are open.
-        drop(private);
+        let start = obey(private, zygote.title, &place);
         std::mem::forget(guard);
-        ChildStart { args }
+        start
     }
 }
 
@@ -255,15 +256,17 @@ enum Place<'a> {
     Host { id: u32, visible: &'a [CString] },
 }
 
-/// Receives the two orders and carries them out. Answers what is left of the second: the args.
-fn obey(private: &Channel, title: Option<Title>, place: &Place<'_>) -> OwnedFd {
+/// Receives the two orders and carries them out. Answers what is left of the second.
+fn obey(private: Channel, title: Option<Title>, place: &Place<'_>) -> ChildStart {
     let (orders, sent) = match private.recv::<Order>() {
         Ok(Some(received)) => match received.message {
             Order::Enter(_) if received.descriptors_lost => {
-                fail(private, Failure::new(Layer::Mounts, Step::ReceiveOrders, libc::EMFILE))
+                fail(&private, Failure::new(Layer::Mounts, Step::ReceiveOrders, libc::EMFILE))
             }
             Order::Enter(orders) => (orders, received.descriptors),
-            Order::Run => fail(private, Failure::new(Layer::Namespaces, Step::ReceiveOrders, libc::EPROTO)),
+            Order::Run | Order::Wake { .. } => {
+                fail(&private, Failure::new(Layer::Namespaces, Step::ReceiveOrders, libc::EPROTO))
+            }
         },
         // The caller is gone, or gave this child up.
         _ => exit_now(1),
@@ -274,14 +277,13 @@ fn obey(private: &Channel, title: Option<Title>, place: &Place<'_>) -> OwnedFd {
         _ => Err(Failure::new(Layer::Namespaces, Step::ReceiveOrders, libc::EPROTO)),
     };
     // Before the report, so that the caller never finds the zygote's name on its child.
-    let name = orders.process_name.as_deref().unwrap_or(DEFAULT_PROCESS_NAME);
-    set_comm(&CString::new(name).unwrap_or_default());
-    if let Some(title) = title {
-        title.set(name.as_bytes());
-    }
+    show_name(orders.process_name.as_deref().unwrap_or(DEFAULT_PROCESS_NAME), title);
     match entered {
-        Ok(layers) => report(private, &Report::Entered { layers }, &[]),
-        Err(failure) => fail(private, failure),
+        Ok(layers) => report(&private, &Report::Entered { layers }, &[]),
+        Err(failure) => fail(&private, failure),
+    }
+    if orders.parks {
+        return ChildStart::Parks(Parking { private, title, cpu_seconds: orders.rlimits.cpu_seconds });
     }
     drop(orders);
 
@@ -290,7 +292,16 @@ fn obey(private: &Channel, title: Option<Title>, place: &Place<'_>) -> OwnedFd {
     if descriptors::become_stdio(stdin, stdout, stderr).is_err() {
         exit_now(1);
     }
-    args
+    // The private socket goes with its owner; after it only the standard streams and the args are open.
+    ChildStart::Now { args }
+}
+
+/// In `comm` and in the command line.
+pub(super) fn show_name(name: &str, title: Option<Title>) {
+    set_comm(&CString::new(name).unwrap_or_default());
+    if let Some(title) = title {
+        title.set(name.as_bytes());
+    }
 }
 
 /// A child's last words.

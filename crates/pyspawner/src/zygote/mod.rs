@@ -10,6 +10,7 @@ mod companions;
 mod host;
 mod huge_pages;
 mod mappings;
+mod parking;
 mod plan;
 mod shared_memory;
 mod template;
@@ -31,6 +32,7 @@ use crate::sys::kernel::set_comm;
 use crate::sys::title::Title;
 
 pub use clone::{ChildStart, ForkHooks, Served, Zygote};
+pub use parking::Parking;
 use plan::Plan;
 pub use template::Needs;
 use threads::Census;
