@@ -96,6 +96,14 @@ class Client:
         """
         return self._open()[0].zygote_pid
 
+    @property
+    def parked(self) -> int:
+        """As :attr:`pyspawner.Client.parked`.
+
+        :raises RuntimeError: the Client is not started, or closed.
+        """
+        return self._open()[0].parked
+
     def __repr__(self) -> str:
         state = f"zygote pid {self.zygote_pid}" if self._running else "not started, or closed"
         return f"<{type(self).__name__}: {state}>"

@@ -118,6 +118,14 @@ class Client:
         """
         return self._open().current.zygote_pid
 
+    @property
+    def parked(self) -> int:
+        """How many warm children wait for a request at this moment, of all configurations.
+
+        :raises RuntimeError: the Client is closed.
+        """
+        return self._open().current.parked
+
     def __repr__(self) -> str:
         state = f"zygote pid {self._zygotes.current.zygote_pid}" if self._zygotes else "closed"
         return f"<{type(self).__name__}: {state}>"
@@ -192,7 +200,7 @@ class Client:
         """Have ``count`` children of this sandbox parked from now on, and return when they are.
 
         Each is used by one :meth:`spawn_child` with an equal ``sandbox_config``, and replaced by a new one. It is there however many other
-        configurations come into use, until this is called with 0. See :ref:`warm-children`.
+        configurations come into use, until this is called with 0. docs/warm-children.md has the rest.
 
         :param count: how many. Each holds three descriptors of the caller's, and a process.
         :raises ValueError: the configuration is for one child at a time: it has an :class:`Overlay` with an ``upper``, or a

@@ -61,6 +61,7 @@ def test_the_public_names_for_asyncio_are_these():
     assert {name for name in vars(aio) if not name.startswith("_")} == {*aio.__all__}
     assert {name for name in vars(aio.Client) if not name.startswith("_")} == {
         "close",
+        "parked",
         "prewarm",
         "spawn_child",
         "start",
