@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyspawner import _native
 from pyspawner._errors import InsecureSandboxWarning
-from pyspawner._process import ChildProcess, open_stdin
+from pyspawner._process import ChildProcess, open_output, open_stdin
 from pyspawner._reporter import Reporter, logger
 from pyspawner._sandbox import to_native
 from pyspawner._zygotes import Zygotes
@@ -189,8 +189,8 @@ class Client:
         return ChildProcess(
             pid=handle.pid,
             stdin=open_stdin(stdin),
-            stdout=os.fdopen(stdout, "rb"),
-            stderr=os.fdopen(stderr, "rb"),
+            stdout=open_output(stdout),
+            stderr=open_output(stderr),
             layers=MappingProxyType(dict(handle.layers)),
             _handle=handle,
             _on_end=on_end,

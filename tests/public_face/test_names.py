@@ -221,6 +221,8 @@ def test_the_shape_of_the_executor():
             "environment": {},
             "preload_imports": [],
             "executable": sys.executable,
+            "warm_children": 0,
+            "warm_up": None,
         }.items()
     ]
     assert shape(pyspawner.SandboxExecutor.submit) == [
