@@ -22,6 +22,8 @@ TICKS_PER_SECOND = 100
 SETTLED = 0.1
 """So many processors more than the idle machine's may be busy when the kernel has cleared up."""
 SETTLE_AT_MOST = 3.0
+MOST_NOISE = 0.2
+"""If more than this share of the processors is busy by itself, nothing can be said."""
 # Fields of the first line of /proc/stat.
 _IDLE, _IOWAIT, _STEAL = 3, 4, 7
 
@@ -36,7 +38,7 @@ class Clock:
 
     @classmethod
     def read(cls) -> Clock:
-        """Read /proc/stat. Idle time is kept to the nanosecond; that of tasks may be sampled."""
+        """Read /proc/stat. Where idle processors have no ticks, their time is exact; that of tasks may be sampled."""
         first, *others = Path("/proc/stat").read_text().splitlines()
         fields = [int(field) for field in first.split()[1:]]
         unused = (fields[_IDLE] + fields[_IOWAIT] + fields[_STEAL]) / TICKS_PER_SECOND
@@ -52,7 +54,7 @@ def measure(
 ) -> dict[str, float]:
     """Return milliseconds a spawn by contestant: medians of the rounds, in which all take turns.
 
-    The machine counts as idle again when it was so for a window of seconds. What else runs on it may make a figure worthless.
+    The machine counts as idle again when it was so for a window of seconds. If something else keeps it busy, there is no figure.
     """
     output = expected_output(WORKLOAD)
     samples: dict[str, list[float]] = {}
@@ -68,6 +70,9 @@ def measure(
                 _settle(idle, window)
                 after = Clock.read()
                 idle = (idle + _busy_rate(5 * window)) / 2
+                if idle > MOST_NOISE * after.processors:
+                    team.progress(f"CPU time of {entry.name}: {idle:.1f} processors are busy without it")
+                    continue
                 busy = after.busy_since(before) - idle * (after.now - before.now)
                 samples.setdefault(entry.name, []).append(1000 * busy / times)
     return {name: statistics.median(found) for name, found in samples.items()}
@@ -100,6 +105,6 @@ def markdown(figures: Mapping[str, float]) -> list[str]:
         "| contestant | milliseconds |",
         "|---|--:|",
     ]
-    for name, milliseconds in figures.items():
-        lines.append(f"| {name} | {f'{milliseconds:.2f}' if milliseconds > 0 else 'lost in noise'} |")
-    return lines
+    if not figures:
+        return [*lines[:2], "Something else kept the machine busy: there are no figures."]
+    return [*lines, *(f"| {name} | {milliseconds:.2f} |" for name, milliseconds in figures.items())]

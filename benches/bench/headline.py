@@ -104,9 +104,9 @@ def _sustained(figures: Figures) -> dict[str, float]:
 
 
 def _memory(results: memory.Results) -> dict[str, float]:
-    """Kilobytes: of our parked children, and of others' that have no more to do than to say hello."""
+    """Kilobytes that nobody else has: of our parked children, and of others' that have no more to do than to say hello."""
     figures = {**results[memory.IDLE], **results[memory.PARKED]}
-    return {name: found.system for name, found in figures.items()}
+    return {name: found.unique for name, found in figures.items()}
 
 
 def _less(name: str, title: str, ours: str, figures: Mapping[str, float], unit: str) -> Comparison | None:

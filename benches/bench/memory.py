@@ -1,4 +1,4 @@
-"""The memory that one more child takes: what the machine has less, and what the child shares with nobody."""
+"""The memory that one more child takes: what it shares with nobody, and what the kernel needs for it."""
 
 from __future__ import annotations
 
@@ -26,13 +26,23 @@ _WORKLOADS = {IDLE: "hello", WORKING: "pandas groupby"}
 class Figures:
     """Kilobytes for a child."""
 
-    system: float
-    """Of ``MemAvailable``: with page tables, kernel stacks, namespaces."""
     private: float
     """Pages that are its processes' alone (``Private_*`` in ``smaps_rollup``)."""
+    kernel: float
+    """What the whole machine's kernel has more: page tables, stacks, namespaces, descriptors."""
     page_tables: float
-    """``VmPTE``."""
+    """The page tables of its processes (``VmPTE``), a part of the kernel's."""
+    anonymous: float
+    """What all processes of the machine have more: also pages that a zygote has copied because of it."""
 
+    @property
+    def unique(self) -> float:
+        """What one more child takes."""
+        return self.private + self.kernel
+
+
+# Free memory says less: what has been freed may wait, uncounted, in lists of each processor.
+_KERNEL = ("KernelStack", "PageTables", "Percpu", "SUnreclaim")
 
 Results = dict[str, dict[str, Figures]]
 """By the state of the children, then by the contestant's name."""
@@ -62,35 +72,44 @@ def _parked(entry: Entry, count: int, settle: float) -> Figures:
     """In a worker of its own, which parks as many as are wanted here."""
     with contextlib.closing(Worker(replace(entry, options={**entry.options, "parked": count}))) as worker:
         others = _with_descendants({worker.pid})
-        available = _available(settle)
+        before = _Machine.read(settle)
         worker.ask("prepare")
-        return _figures(available, _with_descendants({worker.pid}) - others, count, settle)
+        return before.figures(_with_descendants({worker.pid}) - others, count, settle)
 
 
 def _held(team: Team, entry: Entry, workload: str, count: int, settle: float) -> Figures:
     # What is there before and after must be the same number of parked children.
     team.ask(entry, "prepare")
-    available = _available(settle)
+    before = _Machine.read(settle)
     try:
         pids = team.ask(entry, "hold", workload=workload, count=count)["pids"]
         team.ask(entry, "prepare")
-        return _figures(available, _with_descendants(set(pids)), count, settle)
+        return before.figures(_with_descendants(set(pids)), count, settle)
     finally:
         team.ask(entry, "release")
 
 
-def _available(settle: float) -> int:
-    time.sleep(settle)
-    return _kilobytes("/proc/meminfo", "MemAvailable")
+@dataclass(frozen=True)
+class _Machine:
+    """What is in use, in kilobytes."""
 
+    kernel: int
+    anonymous: int
 
-def _figures(available_before: int, processes: set[int], count: int, settle: float) -> Figures:
-    system = available_before - _available(settle)
-    private = page_tables = 0
-    for pid in processes:
-        private += _kilobytes(f"/proc/{pid}/smaps_rollup", "Private_Clean", "Private_Dirty")
-        page_tables += _kilobytes(f"/proc/{pid}/status", "VmPTE")
-    return Figures(system / count, private / count, page_tables / count)
+    @classmethod
+    def read(cls, settle: float) -> _Machine:
+        time.sleep(settle)
+        return cls(_kilobytes("/proc/meminfo", *_KERNEL), _kilobytes("/proc/meminfo", "AnonPages"))
+
+    def figures(self, processes: set[int], count: int, settle: float) -> Figures:
+        """Return what is there more now, for each of so many children, with these processes."""
+        now = _Machine.read(settle)
+        private = page_tables = 0
+        for pid in processes:
+            private += _kilobytes(f"/proc/{pid}/smaps_rollup", "Private_Clean", "Private_Dirty")
+            page_tables += _kilobytes(f"/proc/{pid}/status", "VmPTE")
+        kernel, anonymous = now.kernel - self.kernel, now.anonymous - self.anonymous
+        return Figures(private / count, kernel / count, page_tables / count, anonymous / count)
 
 
 def _kilobytes(path: str, *names: str) -> int:
@@ -116,18 +135,19 @@ def markdown(results: Mapping[str, Mapping[str, Figures]]) -> list[str]:
     lines = [
         "## Memory of a child",
         "",
-        "Kilobytes for each of many that are alive at once. *Machine*: by how much `MemAvailable` shrinks, which counts page tables,",
-        "stacks and namespaces in the kernel; what else runs takes and frees memory too. *Private*: pages that nobody else has, from",
-        "`smaps_rollup`. *Page tables*: `VmPTE`.",
+        "Kilobytes for each of many that are alive at once. *Private*: pages that nobody else has, from `smaps_rollup`. *Kernel*: by how",
+        "much page tables, stacks and other objects of the machine's kernel grow; *page tables*: `VmPTE`, a part of it. *Anonymous*: by",
+        "how much the memory of all processes grows, the zygote's too; whatever else runs is in it.",
     ]
     for state, by_contestant in results.items():
         if not by_contestant:
             continue
         lines += ["", f"### A child that {'is ' if state == PARKED else ''}{state}", ""]
-        lines += ["| contestant | machine | private | page tables |", "|---|--:|--:|--:|"]
+        lines += ["| contestant | private + kernel | private | kernel | page tables | anonymous |"]
+        lines += ["|---|--:|--:|--:|--:|--:|"]
         lines += [
-            f"| {name} | {figures.system:.0f} | {figures.private:.0f} | {figures.page_tables:.0f} |"
-            for name, figures in by_contestant.items()
+            f"| {name} | {found.unique:.0f} | {found.private:.0f} | {found.kernel:.0f} | {found.page_tables:.0f} | {found.anonymous:.0f} |"
+            for name, found in by_contestant.items()
         ]
     return lines
 

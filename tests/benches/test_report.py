@@ -46,8 +46,8 @@ def comparisons() -> list[Comparison]:
         {WARM: {1: 50.0, 4: 100.0}, BASELINE: {1: 30.0, 4: 50.0}, FORK: {1: 200.0}},
         {COLD: 4.0, BASELINE: 8.0, FORK: -1.0},
         {
-            memory.PARKED: {WARM: memory.Figures(1000, 500, 100)},
-            memory.IDLE: {WARM: memory.Figures(1, 1, 1), BASELINE: memory.Figures(3000, 500, 100)},
+            memory.PARKED: {WARM: memory.Figures(500, 500, 100, 700)},
+            memory.IDLE: {WARM: memory.Figures(1, 1, 1, 1), BASELINE: memory.Figures(1000, 2000, 100, 700)},
             memory.WORKING: {},
         },
     )

@@ -76,7 +76,7 @@ FORK = "os.fork"
 FORK_SERVER = "multiprocessing.forkserver"
 
 WARM_CHILDREN = 8
-_SLOW = {"every": 40, "zygote": False, "threads": (4,)}
+_SLOW = {"every": 30, "zygote": False, "threads": (4,)}
 
 ENTRIES = (
     Entry(COLD, "pyspawner_client"),
