@@ -10,8 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-import pyspawner
-
 from .. import environments
 
 if TYPE_CHECKING:
@@ -80,7 +78,7 @@ FORK_SERVER = "multiprocessing.forkserver"
 WARM_CHILDREN = 8
 _SLOW = {"every": 30, "zygote": False, "threads": (4,)}
 
-_ALL = (
+ENTRIES = (
     Entry(COLD, "pyspawner_client"),
     Entry(WARM, "pyspawner_warm", {"parked": WARM_CHILDREN}, parks=True),
     Entry(
@@ -102,8 +100,6 @@ _ALL = (
     Entry("bubblewrap, import pandas", "bubblewrap", **_SLOW),
     Entry("sandlock, import pandas", "sandlock_popen", **_SLOW),
 )
-
-ENTRIES = tuple(entry for entry in _ALL if not entry.parks or hasattr(pyspawner.Client, "prewarm"))
 
 YARDSTICK = Entry("bare round trip", "round_trip", zygote=False)
 """No contestant: what the kernel takes to wake a process with a message, and be woken by its answer."""

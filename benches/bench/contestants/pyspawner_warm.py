@@ -14,7 +14,7 @@ class WarmPyspawnerClient(PyspawnerClient):
 
     def prepare(self) -> None:
         """Wait until all are there: neither is a spawn cold, nor does the last one's successor disturb it."""
-        self._client.prewarm(self._sandbox, self._parked)  # pyright: ignore[reportAttributeAccessIssue]
+        self._client.prewarm(self._sandbox, self._parked)
 
 
 start = WarmPyspawnerClient
