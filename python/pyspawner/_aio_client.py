@@ -46,18 +46,27 @@ class Client:
         environment: Mapping[str, str] = {},
         preload_imports: Sequence[str] = [],
         executable: str = sys.executable,
+        zygotes: int = 1,
         restart: bool = False,
+        max_spawns_per_zygote: int | None = None,
         on_event: Callable[[Event], object] | None = None,
     ) -> None:
-        self._make = functools.partial(
-            _client.Client,
-            child_main=child_main,
-            environment=environment,
-            preload_imports=preload_imports,
-            executable=executable,
-            restart=restart,
-            on_event=on_event,
+        self._prepare(
+            functools.partial(
+                _client.Client,
+                child_main=child_main,
+                environment=environment,
+                preload_imports=preload_imports,
+                executable=executable,
+                zygotes=zygotes,
+                restart=restart,
+                max_spawns_per_zygote=max_spawns_per_zygote,
+                on_event=on_event,
+            )
         )
+
+    def _prepare(self, make: Callable[[], _client.Client]) -> None:
+        self._make = make
         self._owner = os.getpid()
         self._is_starting = False
         self._running: tuple[_client.Client, ThreadPoolExecutor] | None = None
@@ -119,6 +128,38 @@ class Client:
             client.spawn_child, args, process_name=process_name, sandbox_config=sandbox_config
         )
         return ChildProcess(await _in_thread(pool, spawn, _end))
+
+    async def derive(
+        self,
+        *,
+        preload_imports: Sequence[str] = [],
+        child_main: str | None = None,
+        zygotes: int = 1,
+        restart: bool = False,
+        max_spawns_per_zygote: int | None = None,
+        on_event: Callable[[Event], object] | None = None,
+    ) -> Client:
+        """Make another Client, as :meth:`pyspawner.Client.derive` does, and start it. Cancelled, it leaves none.
+
+        :raises RuntimeError: this Client is not started, or closed, or belongs to another process (after a fork).
+
+        Other exceptions are those of :meth:`pyspawner.Client.derive`.
+        """
+        client, _ = self._open()
+        derived = Client.__new__(Client)
+        derived._prepare(
+            functools.partial(
+                client.derive,
+                preload_imports=preload_imports,
+                child_main=child_main,
+                zygotes=zygotes,
+                restart=restart,
+                max_spawns_per_zygote=max_spawns_per_zygote,
+                on_event=on_event,
+            )
+        )
+        await derived.start()
+        return derived
 
     async def close(self) -> None:
         """End the zygote, as :meth:`pyspawner.Client.close`. Children go on running. A second call does nothing.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 import os
 import pickle
 import shutil
@@ -20,8 +21,8 @@ from pyspawner._limits import Limits
 from pyspawner._mounts import Mount
 from pyspawner._network import to_native
 from pyspawner._process import ChildProcess, open_stdin
-from pyspawner._reporter import Reporter, logger
-from pyspawner._zygotes import Zygotes
+from pyspawner._reporter import Reporter
+from pyspawner._zygotes import Imports, Plan, Zygotes
 from pyspawner.events import ChildEnded, ChildSpawned, SpawnFailed
 
 if TYPE_CHECKING:
@@ -47,10 +48,15 @@ class Client:
         memory can be read by every child.
     :param executable: the Python interpreter. With the caller's own (default) the zygote has the caller's ``sys.path``; with another
         one, of a virtual environment for example, it has that one's, plus the working directory. pyspawner must be installed there.
+    :param zygotes: how many zygotes serve, taking turns: one, and clones of it, which share its memory. A zygote makes one child at a time;
+        more of them use more CPUs.
     :param restart: whether the next spawn after the zygote's death starts a new one. It then takes as long as a start; the second of
         such starts in a row not before 0.1 seconds have passed, and each later one after twice as long, up to 30 seconds.
     :param on_event: is called with each of the :mod:`pyspawner.events`, in the thread in which it happens. Keep it short. What it raises
         is logged.
+    :param max_spawns_per_zygote: after how many children a zygote is replaced, with its clones, by a new interpreter, whose addresses in
+        memory are others. It is started in a thread, while the old ones go on serving; a start that fails is tried again, with the pauses of
+        ``restart``. Children of the old ones go on as they are. Default: never.
     :raises ZygoteStartError: a module is missing or raises, ``child_main`` does not exist or cannot be called, the executable cannot
         run or has no pyspawner. The message has the zygote's own traceback. No process is left.
 
@@ -64,36 +70,76 @@ class Client:
         environment: Mapping[str, str] = {},
         preload_imports: Sequence[str] = [],
         executable: str = sys.executable,
+        zygotes: int = 1,
         restart: bool = False,
+        max_spawns_per_zygote: int | None = None,
         on_event: Callable[[Event], object] | None = None,
     ) -> None:
-        if isinstance(preload_imports, str):
-            raise TypeError(
-                f"preload_imports must be a list of module names, not the string {preload_imports!r}"
-            )
-        if "." not in child_main.strip("."):
-            raise ValueError(f'child_main must be "package.module.function", not {child_main!r}')
         own_interpreter = executable == sys.executable
-        self._owner = os.getpid()
-        self._zygotes: Zygotes | None = None
-        self._report = Reporter(on_event)
-        start = functools.partial(
+        interpreter = functools.partial(
             _native.Client,
             executable=_find_executable(executable),
             arguments=_bootstrap_arguments() if own_interpreter else ["-u", "-m", "pyspawner._zygote"],
             environment=_checked_environment(environment),
-            child_main=child_main,
-            preload_imports=list(preload_imports),
             sys_path=[os.fsencode(entry) for entry in sys.path] if own_interpreter else None,
         )
-        self._zygotes = Zygotes(start, self._report, restart=restart)
-        for module, threads in self._zygotes.current.threads:
-            logger.info(
-                "importing %r started %d thread(s) in the zygote: %s; children do not have them",
-                module,
-                len(threads),
-                ", ".join(threads),
+        imports = Imports(_checked_child_main(child_main), _checked_imports(preload_imports))
+        plan = _checked_plan(zygotes, max_spawns_per_zygote, restart=restart)
+        self._begin(interpreter, imports, plan, on_event, None)
+
+    def _begin(
+        self,
+        interpreter: Callable[..., _native.Client],
+        imports: Imports,
+        plan: Plan,
+        on_event: Callable[[Event], object] | None,
+        first: Callable[[], _native.Client] | None,
+    ) -> None:
+        self._owner = os.getpid()
+        self._zygotes: Zygotes | None = None
+        self._report = Reporter(on_event)
+        self._interpreter = interpreter
+        self._imports = imports
+        self._zygotes = Zygotes(interpreter, imports, self._report, plan, first=first)
+
+    def derive(
+        self,
+        *,
+        preload_imports: Sequence[str] = [],
+        child_main: str | None = None,
+        zygotes: int = 1,
+        restart: bool = False,
+        max_spawns_per_zygote: int | None = None,
+        on_event: Callable[[Event], object] | None = None,
+    ) -> Client:
+        """Make another Client, whose zygote is a clone of this one's and imports more.
+
+        The two share the memory of what they have in common, and the clone need not import it again. Apart from that, each lives by
+        itself: it has its own children and is closed for itself, and the end of one is not the end of the other. The environment, the
+        executable and ``sys.path`` are this one's.
+
+        A zygote that is started in place of the derived one is a new interpreter, which imports all that both have imported.
+
+        :param preload_imports: modules to import, beside those that the zygote has.
+        :param child_main: as :class:`Client` has it. Default: this one's.
+        :param zygotes: as :class:`Client` has it, and so are the other parameters.
+        :raises ZygoteStartError: as :class:`Client`. No process is left.
+        :raises ZygoteDiedError: the zygote has died.
+        :raises RuntimeError: this Client is closed, or belongs to another process (after a fork).
+        """
+        more = _checked_imports(preload_imports)
+        child_main = self._imports.child_main if child_main is None else _checked_child_main(child_main)
+        plan = _checked_plan(zygotes, max_spawns_per_zygote, restart=restart)
+        parents = self._open()
+
+        def clone() -> _native.Client:
+            return parents.use(
+                lambda zygote: zygote.derive(child_main=child_main, preload_imports=list(more))
             )
+
+        derived = Client.__new__(Client)
+        derived._begin(self._interpreter, self._imports.more(child_main, more), plan, on_event, clone)
+        return derived
 
     @property
     def zygote_pid(self) -> int:
@@ -245,6 +291,26 @@ def _limits(limits: Limits | str) -> Limits:
 def _path(path: Path | None) -> Path | None:
     """Be as lenient as ``open()``: a string is a path too."""
     return None if path is None else Path(path)
+
+
+def _checked_child_main(child_main: str) -> str:
+    if "." not in child_main.strip("."):
+        raise ValueError(f'child_main must be "package.module.function", not {child_main!r}')
+    return child_main
+
+
+def _checked_imports(preload_imports: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(preload_imports, str):
+        raise TypeError(f"preload_imports must be a list of module names, not the string {preload_imports!r}")
+    return tuple(preload_imports)
+
+
+def _checked_plan(zygotes: int, max_spawns_per_zygote: int | None, *, restart: bool) -> Plan:
+    if operator.index(zygotes) < 1:
+        raise ValueError(f"zygotes must be at least 1, not {zygotes}")
+    if max_spawns_per_zygote is not None and operator.index(max_spawns_per_zygote) < 1:
+        raise ValueError(f"max_spawns_per_zygote must be at least 1, not {max_spawns_per_zygote}")
+    return Plan(zygotes, restart, max_spawns_per_zygote)
 
 
 def _bootstrap_arguments() -> list[str]:

@@ -27,7 +27,10 @@ class Client:
         child_main: str,
         preload_imports: list[str],
         sys_path: list[bytes] | None,
+        stop: Stop | None = None,
     ) -> Client: ...
+    def derive(self, *, child_main: str, preload_imports: list[str], stop: Stop | None = None) -> Client:
+        """Return a clone of the zygote, with imports of its own."""
     def spawn(
         self,
         args: bytes,
@@ -45,12 +48,23 @@ class Client:
     ) -> tuple[Child, int, int, int]:
         """Return the child, and the caller's ends of its stdin, stdout and stderr."""
     def close(self) -> None: ...
+    def retire(self) -> None:
+        """End the zygote and leave its children their watchdog."""
+    def has_ended(self) -> bool:
+        """Return whether, after that, the last child has ended, and nothing is left."""
     @property
     def zygote_pid(self) -> int: ...
     @property
     def watchdog_pid(self) -> int: ...
     @property
     def threads(self) -> list[tuple[str, list[str]]]: ...
+
+@final
+class Stop:
+    """Gives up the start of a zygote, from another thread, within a tenth of a second."""
+
+    def __new__(cls) -> Stop: ...
+    def set(self) -> None: ...
 
 @final
 class Mount:
@@ -190,5 +204,8 @@ class Boot:
         """In that fork: wait until the process behind the pidfd has ended and the caller is the parent."""
     def serve(
         self, installation: Sequence[str | PathLike[str]], search_path: Sequence[str | PathLike[str]]
-    ) -> int | None:
-        """Serve until the caller closes its Client. In every child, return the descriptor of the pickled args."""
+    ) -> int | Boot | None:
+        """Serve until the caller closes its Client. In every child, return the descriptor of the pickled args.
+
+        In a clone that is to be another zygote, return the start of that one.
+        """

@@ -16,7 +16,7 @@ import traceback
 import warnings
 import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from pyspawner import _child
 from pyspawner._native import Boot
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Be a zygote until the caller closes its ``Client``; in a clone, be its child. Never returns."""
+    """Be a zygote until the caller closes its ``Client``; in a clone, be its child, or another zygote. Never returns."""
     boot = Boot(int(sys.argv[1]))
     sys.argv[:] = [""]
     sys.orig_argv[:] = sys.orig_argv[:1]
@@ -36,6 +36,28 @@ def main() -> None:
         sys.path[:] = map(os.fsdecode, boot.sys_path)
 
     streams = sys.stdin, sys.stdout, sys.stderr
+    while True:
+        child_main, reseeding = _import_all(boot, streams)
+        # Bound to names, because every child would free them otherwise.
+        installation, search_path = _installation(), [Path(entry or ".") for entry in sys.path]
+        _freeze()
+        try:
+            served = boot.serve(installation, search_path)
+        except Exception:
+            # Whatever modules would do at the exit is not for a clone to do, which may be of a zygote that lives.
+            traceback.print_exc()
+            os._exit(1)
+        if served is None:
+            os._exit(0)
+        if isinstance(served, int):
+            _child.run(child_main, served, reseeding)
+        boot = served
+
+
+def _import_all(
+    boot: Boot, streams: tuple[TextIO, TextIO, TextIO]
+) -> tuple[Callable[..., object], list[Callable[[], object]]]:
+    """Import what children need. What they run, and what gives them new random state."""
     for module in boot.preload_imports:
         _attempt(
             boot, f"cannot import {module!r} of preload_imports", lambda module=module: _import(boot, module)
@@ -54,20 +76,17 @@ def main() -> None:
     finalize: Any = weakref.finalize
     for finalizer in finalize._registry.values():
         finalizer.atexit = False
+    return child_main, reseeding
 
-    # Bound to names, because every child would free them otherwise.
-    installation, search_path = _installation(), [Path(entry or ".") for entry in sys.path]
+
+def _freeze() -> None:
+    """Make this process fit to be cloned."""
     # Children neither collect nor move what is here: a collection would copy every page.
     gc.collect()
     gc.freeze()
 
     # Where in Python a child was, for its last words when a system call of it is blocked: the sandbox's handler calls this one.
     faulthandler.register(signal.SIGSYS, file=2, all_threads=False, chain=False)
-
-    args = boot.serve(installation, search_path)
-    if args is None:
-        os._exit(0)
-    _child.run(child_main, args, reseeding)
 
 
 def _restore_environment() -> None:

@@ -13,7 +13,7 @@ use pyo3::prelude::*;
 #[pymodule]
 mod _native {
     #[pymodule_export]
-    use super::caller::{Child, Client, Completed, Ended, Mount, Network, open_beneath};
+    use super::caller::{Child, Client, Completed, Ended, Mount, Network, Stop, open_beneath};
     #[pymodule_export]
     use super::zygote::{Boot, tell_uncaught};
 

@@ -91,8 +91,9 @@ impl Boot {
         self.core()?.take_over(predecessor).map_err(|error| from_zygote(&error))
     }
 
-    /// Serves until the caller closes its Client: `None`. In every child it returns the descriptor of the pickled args.
-    fn serve(&mut self, installation: Vec<PathBuf>, search_path: Vec<PathBuf>) -> PyResult<Option<RawFd>> {
+    /// Serves until the caller closes its Client: `None`. In every child it returns the descriptor of the pickled args, and in a clone that is
+    /// to be another zygote the start of that one.
+    fn serve(&mut self, installation: Vec<PathBuf>, search_path: Vec<PathBuf>) -> PyResult<Option<Serving>> {
         self.core()?;
         let Some(boot) = self.core.take() else { return Ok(None) };
         let served = boot
@@ -101,9 +102,17 @@ impl Boot {
             .map_err(|error| from_zygote(&error))?;
         match served {
             Served::Closed => Ok(None),
-            Served::Child(start) => Ok(Some(start.args.into_raw_fd())),
+            Served::Child(start) => Ok(Some(Serving::Child(start.args.into_raw_fd()))),
+            Served::Derived(boot) => Ok(Some(Serving::Derived(Self { core: Some(boot) }))),
         }
     }
+}
+
+/// Who has come back from serving.
+#[derive(IntoPyObject)]
+pub(crate) enum Serving {
+    Child(RawFd),
+    Derived(Boot),
 }
 
 /// A child's last word but one: an exception ends it, with an exit code of 1.

@@ -25,7 +25,7 @@ use crate::channel::{Channel, ChannelError};
 use crate::config::{self, CgroupUse, Limits, SandboxConfig};
 use crate::error::{Error, Failure, Step};
 use crate::layer::Layer;
-use crate::protocol::{ChildNetwork, Order, Orders, ProtocolError, Report, Rlimits, Spawn, View};
+use crate::protocol::{ChildNetwork, Order, Orders, ProtocolError, Report, Request, Rlimits, Spawn, View};
 use crate::sandbox::landlock;
 use crate::sys::wait::{kill_unreaped, reap_unreaped, wait_pidfd};
 
@@ -33,10 +33,10 @@ use crate::sys::wait::{kill_unreaped, reap_unreaped, wait_pidfd};
 const MAX_ATTEMPTS: usize = 16;
 
 /// How long a zygote that has dropped a request may take to turn out dead and not merely out of descriptors, in seconds.
-const DEATH_PATIENCE: u64 = 2;
+pub(super) const DEATH_PATIENCE: u64 = 2;
 
-/// How long a spawn that a signal handler has interrupted waits for the child that it must end, in seconds.
-const ABANDON_PATIENCE: u64 = 1;
+/// How long a spawn that a signal handler has interrupted waits for the process that it must end, in seconds.
+pub(super) const ABANDON_PATIENCE: u64 = 1;
 
 /// How long to leave a zygote alone whose queue of some hundred requests is full.
 const QUEUE_PAUSE: Duration = Duration::from_millis(2);
@@ -181,7 +181,7 @@ impl Client {
         let cgroup = cgroup.map(Cgroup::directory).transpose().map_err(Error::io("dup"))?;
         let cgroup = cgroup.as_ref().map(AsFd::as_fd);
         let descriptors: Vec<_> = iter::once(theirs.as_fd()).chain(cgroup).chain(trees).collect();
-        self.ask(spawn, &descriptors, interrupt)?;
+        self.ask(Request::Spawn(spawn), &descriptors, interrupt)?;
         drop(theirs);
         let (newborn, first_id) =
             self.await_report(PendingSpawn { private: ours, born: None, pidfd: None }, interrupt)?;
@@ -189,15 +189,15 @@ impl Client {
     }
 
     /// Sends one request. A zygote that is so far behind that its queue is full is not waited for with the lock held.
-    fn ask(
+    pub(super) fn ask(
         &self,
-        spawn: Spawn,
+        request: Request,
         descriptors: &[BorrowedFd<'_>],
         interrupt: Interrupt<'_>,
     ) -> Result<(), Error> {
         loop {
             // Bound to a name, so that the lock is given back before anything else is done.
-            let sent = lock(&self.connection).as_ref().ok_or(Error::Closed)?.try_send(&spawn, descriptors);
+            let sent = lock(&self.connection).as_ref().ok_or(Error::Closed)?.try_send(&request, descriptors);
             match sent {
                 Err(ChannelError::Io(Errno::AGAIN)) => {}
                 Err(ChannelError::Io(Errno::PIPE | Errno::CONNRESET)) => return Err(self.died()),
@@ -263,7 +263,7 @@ impl Client {
         }
     }
 
-    fn died(&self) -> Error {
+    pub(super) fn died(&self) -> Error {
         Error::ZygoteDied { pid: self.zygote.pid(), status: self.zygote.kill() }
     }
 }
