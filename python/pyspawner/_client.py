@@ -55,8 +55,8 @@ class Client:
     :param on_event: is called with each of the :mod:`pyspawner.events`, in the thread in which it happens. Keep it short. What it raises
         is logged.
     :param max_spawns_per_zygote: after how many children a zygote is replaced, with its clones, by a new interpreter, whose addresses in
-        memory are others. It is started in a thread, while the old ones go on serving; a start that fails is tried again, with the pauses of
-        ``restart``. Children of the old ones go on as they are. Default: never.
+        memory are others. It is started in a thread, while the old ones go on serving; a start that fails is tried again, with the pauses
+        of ``restart``. Children of the old ones go on as they are. Default: never.
     :raises ZygoteStartError: a module is missing or raises, ``child_main`` does not exist or cannot be called, the executable cannot
         run or has no pyspawner. The message has the zygote's own traceback. No process is left.
 

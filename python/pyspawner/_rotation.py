@@ -42,6 +42,11 @@ class Pauses:
         self._length = self._not_before = 0.0
 
 
+def start_failed(error: Exception, began: float) -> ZygoteStartFailed:
+    """Make an event of an exception that nobody catches, and that is so not to hold on to what it came through."""
+    return ZygoteStartFailed(error.with_traceback(None), time.monotonic() - began)
+
+
 class Rotation(Generic[_T]):
     """Makes something in a thread, and hands it on. Where that fails, it tries again after a pause."""
 
@@ -79,7 +84,7 @@ class Rotation(Generic[_T]):
                 made = self._make(self._stop)
             except Exception as error:
                 if not self._is_stopped.is_set():
-                    self._report(ZygoteStartFailed(error, time.monotonic() - began))
+                    self._report(start_failed(error, began))
                 pauses.begin()
                 self._is_stopped.wait(pauses.left())
             else:

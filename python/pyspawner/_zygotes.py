@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pyspawner._errors import ZygoteDiedError
 from pyspawner._reporter import log_threads
-from pyspawner._rotation import Pauses, Rotation
-from pyspawner.events import ZygoteDied, ZygoteRetired, ZygoteStarted, ZygoteStartFailed
+from pyspawner._rotation import Pauses, Rotation, start_failed
+from pyspawner.events import ZygoteDied, ZygoteRetired, ZygoteStarted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -139,7 +139,7 @@ class Zygotes:
 
     @contextmanager
     def _next(self) -> Iterator[_Zygote]:
-        """The next one whose turn it is, which is not retired meanwhile."""
+        """Yield the one whose turn it is. It is not retired meanwhile."""
         with self._lock:
             self._turn += 1
             used = self._serving[self._turn % len(self._serving)]
@@ -171,7 +171,7 @@ class Zygotes:
             with self._lock:
                 self._rotation = None
                 used.spawns = 1
-            self._report(ZygoteStartFailed(error, 0.0))
+            self._report(start_failed(error, time.monotonic()))
 
     def _bury(self, dead: _Zygote, error: ZygoteDiedError) -> None:
         """Let others serve in its place. Raise ``error`` if there are none."""
@@ -213,7 +213,7 @@ class Zygotes:
                 try:
                     successor = self._clone(living.native, None, "restart")
                 except Exception as error:
-                    self._report(ZygoteStartFailed(error, time.monotonic() - began))
+                    self._report(start_failed(error, began))
                     return
             with self._lock:
                 is_wanted = (

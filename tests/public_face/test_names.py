@@ -60,6 +60,7 @@ def test_the_public_names_for_asyncio_are_these():
     assert {name for name in vars(aio) if not name.startswith("_")} == {*aio.__all__}
     assert {name for name in vars(aio.Client) if not name.startswith("_")} == {
         "close",
+        "derive",
         "spawn_child",
         "start",
         "zygote_pid",
@@ -86,6 +87,7 @@ def test_the_public_names_for_asyncio_are_these():
     [
         ("Client", "__init__"),
         ("Client", "spawn_child"),
+        ("Client", "derive"),
         ("Client", "close"),
         ("ChildProcess", "communicate"),
         ("ChildProcess", "kill"),
@@ -110,7 +112,9 @@ def test_signatures_are_those_of_1_0():
         ("preload_imports", by_name, []),
         ("executable", by_name, sys.executable),
         # And beside those of 1.0:
+        ("zygotes", by_name, 1),
         ("restart", by_name, False),
+        ("max_spawns_per_zygote", by_name, None),
         ("on_event", by_name, None),
     ]
     assert shape(pyspawner.Client.spawn_child) == [

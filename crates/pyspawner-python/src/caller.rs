@@ -98,11 +98,11 @@ impl Client {
         child_main: String,
         preload_imports: Vec<String>,
         sys_path: Option<Vec<Vec<u8>>>,
-        stop: Option<Py<Stop>>,
+        stop: Option<&Bound<'_, Stop>>,
     ) -> PyResult<Self> {
         let options =
             StartOptions { executable, arguments, environment, child_main, preload_imports, sys_path };
-        let stop = stop.as_ref().map(Py::get);
+        let stop = stop.map(Bound::get);
         let core = without_gil_until(py, stop, |interrupt| client::Client::start(options, interrupt))?;
         Ok(Self { core })
     }
@@ -114,10 +114,10 @@ impl Client {
         py: Python<'_>,
         child_main: String,
         preload_imports: Vec<String>,
-        stop: Option<Py<Stop>>,
+        stop: Option<&Bound<'_, Stop>>,
     ) -> PyResult<Self> {
         let options = DeriveOptions { child_main, preload_imports };
-        let stop = stop.as_ref().map(Py::get);
+        let stop = stop.map(Bound::get);
         let core = without_gil_until(py, stop, |interrupt| self.core.derive(options, interrupt))?;
         Ok(Self { core })
     }

@@ -155,7 +155,8 @@ impl Starting {
         interrupt: Interrupt<'_>,
     ) -> Result<Started, Error> {
         let CallersDescriptors { pidfd, outputs: [stdout, stderr] } = callers;
-        match self.connection.send(&ToZygote::Start(start), &[pidfd.as_fd(), stdout.as_fd(), stderr.as_fd()]) {
+        match self.connection.send(&ToZygote::Start(start), &[pidfd.as_fd(), stdout.as_fd(), stderr.as_fd()])
+        {
             // It died at once. The reason is found below, where everything else is.
             Err(ChannelError::Io(Errno::PIPE | Errno::CONNRESET)) => {}
             other => other.map_err(channel_error)?,

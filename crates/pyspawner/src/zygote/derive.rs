@@ -31,7 +31,7 @@ impl Zygote {
                 return ControlFlow::Break(boot);
             }
             Ok(Cloned::Parent { pid, pidfd }) => socket.send(&FromZygote::Derived { pid }, &[pidfd.as_fd()]),
-            Err(failure) => socket.send(&refusal(&failure), &[]),
+            Err(failure) => socket.send(&refusal(failure), &[]),
         };
         // A caller that is gone, or has given the clone up, does not need it.
         drop(told);
@@ -58,7 +58,7 @@ impl Zygote {
         drop(pidfd);
         let title = self.title;
         let rights = self.leave().unwrap_or_else(|failure| {
-            let _ = socket.send(&refusal(&failure), &[]);
+            let _ = socket.send(&refusal(failure), &[]);
             exit_now(1)
         });
         match Boot::on(socket, title, Origin::Clone(rights)) {
@@ -82,6 +82,6 @@ impl Zygote {
     }
 }
 
-fn refusal(failure: &Failure) -> FromZygote {
+fn refusal(failure: Failure) -> FromZygote {
     FromZygote::Failed { summary: format!("cannot clone the zygote: {failure}"), traceback: String::new() }
 }

@@ -28,8 +28,8 @@ use crate::layer::Layer;
 use crate::sandbox::mounts::{Kept, PrivateDirectory, Template};
 
 pub use needs::Needs;
-pub(super) use stage::leave as leave_stage;
 use needs::{Item, is_shut, outermost, walk, wanted};
+pub(super) use stage::leave as leave_stage;
 pub(super) use visible::visible;
 
 /// A directory below which the next one may be forbidden again; more levels than this nobody has.
