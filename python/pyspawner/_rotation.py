@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 import time
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -58,7 +59,7 @@ class Rotation(Generic[_T]):
         self._report = report
         self._stop = _native.Stop()
         self._is_stopped = threading.Event()
-        # The end of the interpreter does not wait for it: what it has begun dies with the caller.
+        # The interpreter does not wait for it at its end, but has it given up: a thread must not be in the core then.
         self._thread = threading.Thread(target=self._run, name="pyspawner-rotation", daemon=True)
 
     def begin(self) -> None:
@@ -67,6 +68,12 @@ class Rotation(Generic[_T]):
         :raises RuntimeError: there can be no more threads.
         """
         self._thread.start()
+        atexit.register(self.stop)
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self._is_stopped.is_set()
 
     def stop(self) -> None:
         """Give it up, and wait until nothing of it is left."""
@@ -77,6 +84,12 @@ class Rotation(Generic[_T]):
             self._thread.join()
 
     def _run(self) -> None:
+        try:
+            self._make_until_it_works()
+        finally:
+            atexit.unregister(self.stop)
+
+    def _make_until_it_works(self) -> None:
         pauses = Pauses()
         while not self._is_stopped.is_set():
             began = time.monotonic()

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
+# How long who waits for others does not notice that it is to stop, in seconds.
+_PATIENCE = 0.1
+
 
 @dataclass(frozen=True)
 class Imports:
@@ -129,7 +132,6 @@ class Zygotes:
         with self._lock:
             self._is_closed = True
             rotation = self._rotation
-            self._lock.notify_all()
         if rotation is not None:
             rotation.stop()
         with self._lock:
@@ -271,9 +273,11 @@ class Zygotes:
 
     def _switch(self, generation: list[_Zygote]) -> None:
         """Let a new generation serve. The old one ends when nobody uses it any more, but for its children."""
+        rotation = self._rotation
         for zygote in self._replace(generation) or []:
             with self._lock:
-                self._lock.wait_for(lambda zygote=zygote: self._is_closed or not zygote.users)
+                while zygote.users and not (rotation is None or rotation.is_stopped):
+                    self._lock.wait(_PATIENCE)
             self._retire(zygote)
             if zygote.is_retired:
                 self._report(ZygoteRetired(zygote.native.zygote_pid, zygote.spawns))

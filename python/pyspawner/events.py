@@ -75,7 +75,7 @@ class ZygoteRetired:
     """Its pid."""
 
     spawns: int
-    """How many children it has made."""
+    """How many children it has made, clones that are zygotes among them."""
 
 
 @dataclass(frozen=True)

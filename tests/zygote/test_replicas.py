@@ -49,9 +49,10 @@ def test_they_are_clones_of_one_and_take_turns(made_by, make_module):
 
 
 def test_they_spawn_for_many_threads(made_by):
-    with pyspawner.Client(
-        child_main="support.run_source", preload_imports=[made_by], zygotes=2
-    ) as client, ThreadPoolExecutor(8) as pool:
+    with (
+        pyspawner.Client(child_main="support.run_source", preload_imports=[made_by], zygotes=2) as client,
+        ThreadPoolExecutor(8) as pool,
+    ):
         makers = Counter(pool.map(lambda _: int(run(client, MAKER).text), range(60)))
         assert set(makers) == set(pids(client))
 
@@ -155,7 +156,11 @@ def test_a_clone_that_cannot_be_made_in_place_of_a_dead_one_harms_no_request(mak
     )
     seen: list[events.Event] = []
     with pyspawner.Client(
-        child_main="support.run_source", preload_imports=["breakable"], zygotes=2, restart=True, on_event=seen.append
+        child_main="support.run_source",
+        preload_imports=["breakable"],
+        zygotes=2,
+        restart=True,
+        on_event=seen.append,
     ) as client:
         (tmp_path / "break").touch()
         kill(pids(client)[0])

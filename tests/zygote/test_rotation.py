@@ -154,7 +154,10 @@ sys.stdin.read()
 os.kill(os.getpid(), 9)
 """
     with subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-W", "ignore", "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as caller:
         assert caller.stdout is not None
         child = int(caller.stdout.readline())
@@ -215,7 +218,9 @@ def test_close_in_the_middle_of_a_start_in_the_background_leaves_nothing(observe
     assert not [thread for thread in threading.enumerate() if thread.name == "pyspawner-rotation"]
 
 
-def test_a_start_that_fails_in_the_background_is_told_and_tried_again(observed, make_module, tmp_path, caplog):
+def test_a_start_that_fails_in_the_background_is_told_and_tried_again(
+    observed, make_module, tmp_path, caplog
+):
     broken = tmp_path / "broken"
     make_module(
         "breakable",
@@ -233,7 +238,9 @@ def test_a_start_that_fails_in_the_background_is_told_and_tried_again(observed, 
         assert run(client, "print('works')").text == "works\n"
     failed = next(event for event in observed.seen if isinstance(event, events.ZygoteStartFailed))
     assert "the reason" in str(failed.error)
-    assert any(record.levelname == "WARNING" and "the reason" in record.getMessage() for record in caplog.records)
+    assert any(
+        record.levelname == "WARNING" and "the reason" in record.getMessage() for record in caplog.records
+    )
     caplog.clear()
 
 
@@ -273,7 +280,10 @@ def test_a_derived_zygote_is_replaced_by_an_interpreter_that_imports_all(observe
     with parent.derive(preload_imports=["wave"], max_spawns_per_zygote=1, on_event=observed) as derived:
         run(derived, "")
         observed.wait_for(events.ZygoteRetired)
-        assert run(derived, "import sys; print('attacks' in sys.modules, 'wave' in sys.modules)").text == "True True\n"
+        assert (
+            run(derived, "import sys; print('attacks' in sys.modules, 'wave' in sys.modules)").text
+            == "True True\n"
+        )
 
 
 @pytest.mark.parametrize("event", [events.ZygoteStarted, events.ZygoteRetired, events.ZygoteStartFailed])
@@ -290,7 +300,10 @@ def test_a_handler_of_an_event_may_close_the_client(event, make_module, tmp_path
             closed.set()
 
     client = pyspawner.Client(
-        child_main="support.run_source", preload_imports=["breakable"], max_spawns_per_zygote=1, on_event=close
+        child_main="support.run_source",
+        preload_imports=["breakable"],
+        max_spawns_per_zygote=1,
+        on_event=close,
     )
     if event is events.ZygoteStartFailed:
         broken.touch()
@@ -298,3 +311,43 @@ def test_a_handler_of_an_event_may_close_the_client(event, make_module, tmp_path
     assert closed.wait(60)
     with pytest.raises(RuntimeError, match="closed"):
         run(client, "")
+
+
+@pytest.mark.parametrize("end", ["pass", "sys.exit(0)", "client.close()"])
+def test_an_interpreter_that_ends_in_the_middle_of_a_start_in_the_background_ends_well(
+    make_module, tmp_path, end
+):
+    started, here = tmp_path / "started", tmp_path / "is_here"
+    make_module(
+        "hangs_the_second_time",
+        f"""
+        import os, pathlib, threading
+        if pathlib.Path({str(started)!r}).exists():
+            pathlib.Path({str(here)!r}).write_text(str(os.getpid()))
+            threading.Event().wait()
+        """,
+    )
+    program = f"""
+import sys; sys.path[:] = {sys.path!r}
+import pathlib, time
+from support import *
+client = pyspawner.Client(
+    child_main="support.run_source", preload_imports=["hangs_the_second_time"], max_spawns_per_zygote=1
+)
+pathlib.Path({str(started)!r}).touch()
+run(client, "")
+here = pathlib.Path({str(here)!r})
+while not (here.exists() and here.read_text()):
+    time.sleep(0.005)
+print("ends", flush=True)
+{end}
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ends\n", "")
+    wait_until(lambda: not is_alive(int(here.read_text())), "the end of the new zygote")

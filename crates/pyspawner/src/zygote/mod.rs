@@ -264,8 +264,10 @@ impl Boot {
                 huge_pages::gather(&mappings);
                 Rights::of_this_process()
             }
-            // To gather what it shares would be to copy it.
-            Origin::Clone(rights) => rights,
+            Origin::Clone(rights) => {
+                huge_pages::gather_own(&mappings);
+                rights
+            }
         };
         drop(mappings);
         let plan = Plan::new(needs, rights).map_err(|error| refused(error, &self.channel))?;
