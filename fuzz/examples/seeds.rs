@@ -9,7 +9,7 @@ use pyspawner::error::{Failure, Step};
 use pyspawner::layer::Layer;
 use pyspawner::protocol::{
     ChildAddress, ChildNetwork, Companion, CpuBudget, FileOrder, Filesystem, FromZygote, Message, MountOrder,
-    Order, Orders, Report, Rlimits, Spawn, Start, ToZygote, View, Watch, encode,
+    Order, Orders, Report, Request, Rlimits, Spawn, Start, ToZygote, View, Watch, encode,
 };
 
 fn main() {
@@ -57,11 +57,12 @@ fn main() {
     write(0, &ToZygote::Proceed, &[ToZygote::Start(start)]);
     let spawn = Spawn { trees: 0, namespaces: false, cgroup: false, cpu_microseconds: None };
     let fuller = Spawn { trees: 2, namespaces: true, cgroup: true, cpu_microseconds: Some(300) };
-    write(1, &spawn, &[fuller]);
+    write(1, &Request::Derive, &[Request::Spawn(spawn), Request::Spawn(fuller)]);
     write(
         2,
         &FromZygote::HandOver,
         &[
+            FromZygote::Derived { pid: 300 },
             FromZygote::Hello { watchdog: 300 },
             FromZygote::Importing { module: "a".into() },
             FromZygote::Failed { summary: "a".into(), traceback: "b".into() },

@@ -11,7 +11,7 @@ use pyspawner::error::{Failure, Step};
 use pyspawner::layer::Layer;
 use pyspawner::protocol::{
     ChildAddress, ChildNetwork, Companion, CpuBudget, FileOrder, Filesystem, FromZygote, Message, MountOrder,
-    Order, Orders, ProtocolError, Report, Rlimits, Spawn, Start, ToZygote, View, Watch,
+    Order, Orders, ProtocolError, Report, Request, Rlimits, Spawn, Start, ToZygote, View, Watch,
 };
 use pyspawner::protocol::{decode, encode};
 
@@ -23,7 +23,7 @@ fuzz_target!(|input: &[u8]| {
 fn try_one(input: &mut Unstructured<'_>) -> Result<()> {
     match input.int_in_range(0..=6)? {
         0 => to_zygote(input).and_then(|message| check(&message, input)),
-        1 => check(&spawn(input)?, input),
+        1 => check(&request(input)?, input),
         2 => from_zygote(input).and_then(|message| check(&message, input)),
         3 => order(input).and_then(|message| check(&message, input)),
         4 => report(input).and_then(|message| check(&message, input)),
@@ -90,10 +90,13 @@ fn failure(input: &mut Unstructured<'_>) -> Result<Failure> {
     Ok(Failure::new(layer(input)?, step, input.arbitrary()?))
 }
 
-fn spawn(input: &mut Unstructured<'_>) -> Result<Spawn> {
+fn request(input: &mut Unstructured<'_>) -> Result<Request> {
+    if input.arbitrary()? {
+        return Ok(Request::Derive);
+    }
     let (trees, namespaces) = input.arbitrary()?;
     let (cgroup, cpu_microseconds) = input.arbitrary()?;
-    Ok(Spawn { trees, namespaces, cgroup, cpu_microseconds })
+    Ok(Request::Spawn(Spawn { trees, namespaces, cgroup, cpu_microseconds }))
 }
 
 fn rlimits(input: &mut Unstructured<'_>) -> Result<Rlimits> {
@@ -121,7 +124,8 @@ fn to_zygote(input: &mut Unstructured<'_>) -> Result<ToZygote> {
 }
 
 fn from_zygote(input: &mut Unstructured<'_>) -> Result<FromZygote> {
-    Ok(match input.int_in_range(0..=5)? {
+    Ok(match input.int_in_range(0..=6)? {
+        6 => FromZygote::Derived { pid: input.arbitrary()? },
         0 => FromZygote::Hello { watchdog: input.arbitrary()? },
         1 => FromZygote::Importing { module: text(input)? },
         2 => FromZygote::Failed { summary: text(input)?, traceback: text(input)? },

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from pyspawner import _native
 from pyspawner._errors import InsecureSandboxWarning
 from pyspawner._process import ChildProcess, open_output, open_stdin
-from pyspawner._reporter import Reporter, logger
+from pyspawner._reporter import Reporter
 from pyspawner._sandbox import to_native
-from pyspawner._zygotes import Zygotes
+from pyspawner._zygotes import Imports, Plan, Zygotes
 from pyspawner.events import ChildEnded, ChildSpawned, ParkingFailed, SpawnFailed
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ class Client:
         memory can be read by every child.
     :param executable: the Python interpreter. With the caller's own (default) the zygote has the caller's ``sys.path``; with another
         one, of a virtual environment for example, it has that one's, plus the working directory. pyspawner must be installed there.
+    :param zygotes: how many zygotes serve, taking turns: one, and clones of it, which share its memory. A zygote makes one child at a time;
+        more of them use more CPUs.
     :param restart: whether the next spawn after the zygote's death starts a new one. It then takes as long as a start; the second of
         such starts in a row not before 0.1 seconds have passed, and each later one after twice as long, up to 30 seconds.
     :param warm_children: how many children to have parked of each ``SandboxConfig`` in use, from its second spawn on: cloned, locked in and
@@ -56,6 +58,9 @@ class Client:
         it, and the zygote imports what it has imported there. Its code is trusted, and ``SystemExit`` in it is an error.
     :param on_event: is called with each of the :mod:`pyspawner.events`, in the thread in which it happens. Keep it short. What it raises
         is logged.
+    :param max_spawns_per_zygote: after how many children a zygote is replaced, with its clones, by a new interpreter, whose addresses in
+        memory are others. It is started in a thread, while the old ones go on serving; a start that fails is tried again, with the pauses
+        of ``restart``. Children of the old ones go on as they are. Default: never.
     :raises ZygoteStartError: a module is missing or raises, ``child_main`` does not exist or cannot be called, the executable cannot
         run or has no pyspawner. The message has the zygote's own traceback. No process is left.
 
@@ -69,46 +74,94 @@ class Client:
         environment: Mapping[str, str] = {},
         preload_imports: Sequence[str] = [],
         executable: str = sys.executable,
+        zygotes: int = 1,
         restart: bool = False,
         warm_children: int = 0,
         warm_up: str | None = None,
+        max_spawns_per_zygote: int | None = None,
         on_event: Callable[[Event], object] | None = None,
     ) -> None:
-        if isinstance(preload_imports, str):
-            raise TypeError(
-                f"preload_imports must be a list of module names, not the string {preload_imports!r}"
-            )
-        if "." not in child_main.strip("."):
-            raise ValueError(f'child_main must be "package.module.function", not {child_main!r}')
-        if warm_up is not None and "." not in warm_up.strip("."):
-            raise ValueError(f'warm_up must be "package.module.function", not {warm_up!r}')
-        warm_children = operator.index(warm_children)
-        if warm_children < 0:
-            raise ValueError(f"warm_children must not be negative: {warm_children}")
-        self._warm_children = bool(warm_children)
         own_interpreter = executable == sys.executable
-        self._owner = os.getpid()
-        self._zygotes: Zygotes | None = None
-        self._report = Reporter(on_event)
-        start = functools.partial(
+        interpreter = functools.partial(
             _native.Client,
             executable=_find_executable(executable),
             arguments=_bootstrap_arguments() if own_interpreter else ["-u", "-m", "pyspawner._zygote"],
             environment=_checked_environment(environment),
-            child_main=child_main,
-            preload_imports=list(preload_imports),
             sys_path=[os.fsencode(entry) for entry in sys.path] if own_interpreter else None,
-            warm_children=warm_children,
-            warm_up=warm_up,
         )
-        self._zygotes = Zygotes(start, self._report, restart=restart)
-        for module, threads in self._zygotes.current.threads:
-            logger.info(
-                "importing %r started %d thread(s) in the zygote: %s; children do not have them",
-                module,
-                len(threads),
-                ", ".join(threads),
+        imports = Imports(
+            _checked_function("child_main", child_main),
+            _checked_imports(preload_imports),
+            None if warm_up is None else _checked_function("warm_up", warm_up),
+        )
+        plan = _checked_plan(zygotes, warm_children, max_spawns_per_zygote, restart=restart)
+        self._begin(interpreter, imports, plan, on_event, None)
+
+    def _begin(
+        self,
+        interpreter: Callable[..., _native.Client],
+        imports: Imports,
+        plan: Plan,
+        on_event: Callable[[Event], object] | None,
+        first: Callable[[], _native.Client] | None,
+    ) -> None:
+        self._owner = os.getpid()
+        self._zygotes: Zygotes | None = None
+        self._has_pools = plan.warm_children > 0
+        self._report = Reporter(on_event)
+        self._interpreter = interpreter
+        self._imports = imports
+        self._zygotes = Zygotes(interpreter, imports, self._report, plan, first=first)
+
+    def derive(
+        self,
+        *,
+        preload_imports: Sequence[str] = [],
+        child_main: str | None = None,
+        zygotes: int = 1,
+        restart: bool = False,
+        warm_children: int = 0,
+        warm_up: str | None = None,
+        max_spawns_per_zygote: int | None = None,
+        on_event: Callable[[Event], object] | None = None,
+    ) -> Client:
+        """Make another Client, whose zygote is a clone of this one's and imports more.
+
+        The two share the memory of what they have in common, and the clone need not import it again. Apart from that, each lives by
+        itself: it has its own children and is closed for itself, and the end of one is not the end of the other. The environment, the
+        executable and ``sys.path`` are this one's.
+
+        A zygote that is started in place of the derived one is a new interpreter, which imports all that both have imported.
+
+        :param preload_imports: modules to import, beside those that the zygote has.
+        :param child_main: as :class:`Client` has it. Default: this one's.
+        :param zygotes: as :class:`Client` has it, and so are the other parameters.
+        :raises ZygoteStartError: as :class:`Client`. No process is left.
+        :raises ZygoteDiedError: the zygote has died.
+        :raises RuntimeError: this Client is closed, or belongs to another process (after a fork).
+        """
+        more = _checked_imports(preload_imports)
+        imports = self._imports.more(
+            None if child_main is None else _checked_function("child_main", child_main),
+            more,
+            None if warm_up is None else _checked_function("warm_up", warm_up),
+        )
+        plan = _checked_plan(zygotes, warm_children, max_spawns_per_zygote, restart=restart)
+        parents = self._open()
+
+        def clone() -> _native.Client:
+            return parents.use(
+                lambda zygote: zygote.derive(
+                    child_main=imports.child_main,
+                    preload_imports=list(more),
+                    warm_children=plan.warm_children_each,
+                    warm_up=imports.warm_up,
+                )
             )
+
+        derived = Client.__new__(Client)
+        derived._begin(self._interpreter, imports, plan, on_event, clone)
+        return derived
 
     @property
     def zygote_pid(self) -> int:
@@ -124,7 +177,7 @@ class Client:
 
         :raises RuntimeError: the Client is closed.
         """
-        return self._open().current.parked
+        return self._open().parked
 
     def __repr__(self) -> str:
         state = f"zygote pid {self._zygotes.current.zygote_pid}" if self._zygotes else "closed"
@@ -178,8 +231,9 @@ class Client:
         except BaseException as error:
             self._report(SpawnFailed(process_name, error, time.monotonic() - started))
             raise
-        if self._warm_children:
-            self._tell_parking_failure(zygotes.current)
+        if self._has_pools:
+            for failure in zygotes.parking_failures():
+                self._report(ParkingFailed(failure))
         self._report(ChildSpawned(handle.pid, process_name, time.monotonic() - started))
         report = self._report
 
@@ -213,14 +267,10 @@ class Client:
         if count < 0:
             raise ValueError(f"count must not be negative: {count}")
         sandbox = to_native(sandbox_config)
-        self._open().prewarm(sandbox, count)
-        self._warm_children = self._warm_children or bool(count)
-
-    def _tell_parking_failure(self, zygote: _native.Client) -> None:
-        """Report, if that is new, why no child could be parked: nobody's call has failed by it."""
-        failure = zygote.parking_failure()
-        if failure is not None:
-            self._report(ParkingFailed(failure))
+        zygotes = self._open()
+        # If this fails, it is tried again.
+        self._has_pools = self._has_pools or bool(count)
+        zygotes.prewarm(sandbox, count)
 
     def close(self) -> None:
         """End the zygote. Children go on running; those with a managed network lose it. A second call does nothing.
@@ -254,6 +304,30 @@ class Client:
         if is_open and not sys.is_finalizing():
             warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
             self.close()
+
+
+def _checked_function(what: str, name: str) -> str:
+    if "." not in name.strip("."):
+        raise ValueError(f'{what} must be "package.module.function", not {name!r}')
+    return name
+
+
+def _checked_imports(preload_imports: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(preload_imports, str):
+        raise TypeError(f"preload_imports must be a list of module names, not the string {preload_imports!r}")
+    return tuple(preload_imports)
+
+
+def _checked_plan(
+    zygotes: int, warm_children: int, max_spawns_per_zygote: int | None, *, restart: bool
+) -> Plan:
+    if operator.index(zygotes) < 1:
+        raise ValueError(f"zygotes must be at least 1, not {zygotes}")
+    if operator.index(warm_children) < 0:
+        raise ValueError(f"warm_children must not be negative: {warm_children}")
+    if max_spawns_per_zygote is not None and operator.index(max_spawns_per_zygote) < 1:
+        raise ValueError(f"max_spawns_per_zygote must be at least 1, not {max_spawns_per_zygote}")
+    return Plan(zygotes, restart, max_spawns_per_zygote, warm_children)
 
 
 def _bootstrap_arguments() -> list[str]:

@@ -29,7 +29,18 @@ class Client:
         sys_path: list[bytes] | None,
         warm_children: int,
         warm_up: str | None,
+        stop: Stop | None = None,
     ) -> Client: ...
+    def derive(
+        self,
+        *,
+        child_main: str,
+        preload_imports: list[str],
+        warm_children: int,
+        warm_up: str | None,
+        stop: Stop | None = None,
+    ) -> Client:
+        """Return a clone of the zygote, with imports of its own."""
     def spawn(
         self,
         args: bytes,
@@ -48,6 +59,10 @@ class Client:
     def parked(self) -> int:
         """How many are parked."""
     def close(self) -> None: ...
+    def retire(self) -> None:
+        """End the zygote and leave its children their watchdog."""
+    def has_ended(self) -> bool:
+        """Return whether, after that, the last child has ended, and nothing is left."""
     @property
     def zygote_pid(self) -> int: ...
     @property
@@ -72,6 +87,13 @@ class Sandbox:
         limits: Limits,
         skip_sandbox_except: list[str],
     ) -> Sandbox: ...
+
+@final
+class Stop:
+    """Gives up the start of a zygote, from another thread, within a tenth of a second."""
+
+    def __new__(cls) -> Stop: ...
+    def set(self) -> None: ...
 
 @final
 class Mount:
@@ -213,8 +235,11 @@ class Boot:
         """In that fork: wait until the process behind the pidfd has ended and the caller is the parent."""
     def serve(
         self, installation: Sequence[str | PathLike[str]], search_path: Sequence[str | PathLike[str]]
-    ) -> Start | None:
-        """Serve until the caller closes its Client. In every child, return its start."""
+    ) -> Start | Boot | None:
+        """Serve until the caller closes its Client. In every child, return its start.
+
+        In a clone that is to be another zygote, return the boot of that one.
+        """
 
 @final
 class Start:

@@ -17,18 +17,22 @@ import traceback
 import warnings
 import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from pyspawner import _child, _scout
-from pyspawner._native import Boot
+from pyspawner._native import Boot, Start
 from pyspawner._randomness import plan_reseeding
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+# What is imported already of what these functions import.
+_scouted: set[str] = set()
+
+
 def main() -> None:
-    """Be a zygote until the caller closes its ``Client``; in a clone, be its child. Never returns."""
+    """Be a zygote until the caller closes its ``Client``; in a clone, be its child, or another zygote. Never returns."""
     boot = Boot(int(sys.argv[1]))
     sys.argv[:] = [""]
     sys.orig_argv[:] = sys.orig_argv[:1]
@@ -37,6 +41,28 @@ def main() -> None:
         sys.path[:] = map(os.fsdecode, boot.sys_path)
 
     streams = sys.stdin, sys.stdout, sys.stderr
+    while True:
+        child_main, reseeding, warm_up = _import_all(boot, streams)
+        # Bound to names, because every child would free them otherwise.
+        installation, search_path = _installation(), [Path(entry or ".") for entry in sys.path]
+        _freeze()
+        try:
+            served = boot.serve(installation, search_path)
+        except Exception:
+            # Whatever modules would do at the exit is not for a clone to do, which may be of a zygote that lives.
+            traceback.print_exc()
+            os._exit(1)
+        if served is None:
+            os._exit(0)
+        if isinstance(served, Start):
+            _child.run(child_main, served, reseeding, warm_up)
+        boot = served
+
+
+def _import_all(
+    boot: Boot, streams: tuple[TextIO, TextIO, TextIO]
+) -> tuple[Callable[..., object], list[Callable[[], object]], Callable[[], object]]:
+    """Import what children need. What they run, what gives them new random state, and what they do before they park."""
     for module in boot.preload_imports:
         _attempt(
             boot, f"cannot import {module!r} of preload_imports", lambda module=module: _import(boot, module)
@@ -56,20 +82,17 @@ def main() -> None:
     finalize: Any = weakref.finalize
     for finalizer in finalize._registry.values():
         finalizer.atexit = False
+    return child_main, reseeding, warm_up
 
-    # Bound to names, because every child would free them otherwise.
-    installation, search_path = _installation(), [Path(entry or ".") for entry in sys.path]
+
+def _freeze() -> None:
+    """Make this process fit to be cloned."""
     # Children neither collect nor move what is here: a collection would copy every page.
     gc.collect()
     gc.freeze()
 
     # Where in Python a child was, for its last words when a system call of it is blocked: the sandbox's handler calls this one.
     faulthandler.register(signal.SIGSYS, file=2, all_threads=False, chain=False)
-
-    start = boot.serve(installation, search_path)
-    if start is None:
-        os._exit(0)
-    _child.run(child_main, start, reseeding, warm_up)
 
 
 def _restore_environment() -> None:
@@ -113,6 +136,10 @@ def _find_warm_up(boot: Boot) -> Callable[[], object]:
     if boot.warm_up is None:
         return lambda: None
     warm_up = _find(boot, boot.warm_up)
+    if boot.warm_up in _scouted:
+        # This is a clone of the zygote that has.
+        return warm_up
+    _scouted.add(boot.warm_up)
     for module in _scout.modules_imported_by(warm_up):
         # One that was put into sys.modules by hand, or taken out again, cannot be imported by its name.
         with contextlib.suppress(Exception):

@@ -1,13 +1,13 @@
 """What happens to zygotes and children, for operators: see ``on_event`` of :class:`pyspawner.Client`.
 
-Every event also goes to the logger ``pyspawner``: the end and the new start of a zygote, and that a child could not be
-parked, as a warning; the rest at level DEBUG.
+Every event also goes to the logger ``pyspawner``: the death of a zygote, the start of one in its place, a start that has failed where
+nobody waits for it, and that a child could not be parked, as a warning; the rest at level DEBUG.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from pyspawner._process import Cause, Usage
@@ -18,9 +18,15 @@ __all__ = [
     "Event",
     "ParkingFailed",
     "SpawnFailed",
+    "StartCause",
     "ZygoteDied",
+    "ZygoteRetired",
+    "ZygoteStartFailed",
     "ZygoteStarted",
 ]
+
+StartCause: TypeAlias = Literal["start", "restart", "rotation"]
+"""Why a zygote was started: for a new Client; in place of one that has died; in place of one that was old."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,10 @@ class ZygoteStarted:
     """How long the start took, imports above all."""
 
     restarts: int
-    """How many zygotes of the same Client were there before it."""
+    """How many zygotes of the same Client have been started in place of dead ones, with this one."""
+
+    cause: StartCause = "start"
+    """Why it was started."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,28 @@ class ZygoteDied:
 
     message: str
     """How it ended."""
+
+
+@dataclass(frozen=True)
+class ZygoteStartFailed:
+    """A zygote could not be started beside others that serve. It is tried again."""
+
+    error: BaseException
+    """The exception."""
+
+    seconds: float
+    """How long it took to fail."""
+
+
+@dataclass(frozen=True)
+class ZygoteRetired:
+    """A zygote has ended because another one serves in its place. Its children go on."""
+
+    pid: int
+    """Its pid."""
+
+    spawns: int
+    """How many children it has made, clones that are zygotes among them."""
 
 
 @dataclass(frozen=True)
@@ -113,4 +144,13 @@ class ChildEnded:
     """As in :class:`pyspawner.Completed`."""
 
 
-Event: TypeAlias = ZygoteStarted | ZygoteDied | ChildSpawned | SpawnFailed | ParkingFailed | ChildEnded
+Event: TypeAlias = (
+    ZygoteStarted
+    | ZygoteDied
+    | ZygoteStartFailed
+    | ZygoteRetired
+    | ChildSpawned
+    | SpawnFailed
+    | ParkingFailed
+    | ChildEnded
+)

@@ -61,6 +61,7 @@ def test_the_public_names_for_asyncio_are_these():
     assert {name for name in vars(aio) if not name.startswith("_")} == {*aio.__all__}
     assert {name for name in vars(aio.Client) if not name.startswith("_")} == {
         "close",
+        "derive",
         "parked",
         "prewarm",
         "spawn_child",
@@ -90,6 +91,7 @@ def test_the_public_names_for_asyncio_are_these():
         ("Client", "__init__"),
         ("Client", "spawn_child"),
         ("Client", "prewarm"),
+        ("Client", "derive"),
         ("Client", "close"),
         ("ChildProcess", "communicate"),
         ("ChildProcess", "kill"),
@@ -114,9 +116,11 @@ def test_signatures_are_those_of_1_0():
         ("preload_imports", by_name, []),
         ("executable", by_name, sys.executable),
         # And beside those of 1.0:
+        ("zygotes", by_name, 1),
         ("restart", by_name, False),
         ("warm_children", by_name, 0),
         ("warm_up", by_name, None),
+        ("max_spawns_per_zygote", by_name, None),
         ("on_event", by_name, None),
     ]
     assert shape(pyspawner.Client.spawn_child) == [

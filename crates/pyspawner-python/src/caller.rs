@@ -6,12 +6,15 @@ use std::num::NonZeroU64;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
-use pyspawner::client::{self, Conversation, Interrupt, OptionalPipes, Signal, SpawnRequest, StartOptions};
+use pyspawner::client::{
+    self, Conversation, DeriveOptions, Interrupt, OptionalPipes, Signal, SpawnRequest, StartOptions,
+};
 use pyspawner::config::{self, ManagedNetwork, NetworkConfig, SandboxConfig};
 use pyspawner::error::Error;
 
@@ -44,6 +47,39 @@ fn without_gil<T: Send>(
     }
 }
 
+/// The same, and whoever has `stop` gives it up too.
+fn without_gil_until<T: Send>(
+    py: Python<'_>,
+    stop: Option<&Stop>,
+    work: impl Send + FnOnce(Interrupt<'_>) -> Result<T, Error>,
+) -> PyResult<T> {
+    without_gil(py, |interrupt| {
+        work(&|| match stop {
+            Some(stop) if stop.is_set.load(Ordering::Relaxed) => Err(Error::Interrupted),
+            _ => interrupt(),
+        })
+    })
+}
+
+/// Gives up the start of a zygote, from another thread, within a tenth of a second.
+#[pyclass(frozen)]
+#[derive(Default)]
+pub(crate) struct Stop {
+    is_set: AtomicBool,
+}
+
+#[pymethods]
+impl Stop {
+    #[new]
+    fn new() -> Self {
+        Self::default()
+    }
+
+    fn set(&self) {
+        self.is_set.store(true, Ordering::Relaxed);
+    }
+}
+
 /// A running zygote.
 #[pyclass(frozen)]
 pub(crate) struct Client {
@@ -53,8 +89,8 @@ pub(crate) struct Client {
 #[pymethods]
 impl Client {
     #[new]
-    #[pyo3(signature = (*, executable, arguments, environment, child_main, preload_imports, sys_path, warm_children, warm_up))]
-    #[expect(clippy::too_many_arguments, reason = "one a parameter of Client")]
+    #[pyo3(signature = (*, executable, arguments, environment, child_main, preload_imports, sys_path, warm_children, warm_up, stop=None))]
+    #[expect(clippy::too_many_arguments, reason = "what a zygote is made of")]
     fn new(
         py: Python<'_>,
         executable: PathBuf,
@@ -65,6 +101,7 @@ impl Client {
         sys_path: Option<Vec<Vec<u8>>>,
         warm_children: usize,
         warm_up: Option<String>,
+        stop: Option<&Bound<'_, Stop>>,
     ) -> PyResult<Self> {
         let options = StartOptions {
             executable,
@@ -76,7 +113,25 @@ impl Client {
             warm_children,
             warm_up,
         };
-        let core = without_gil(py, |interrupt| client::Client::start(options, interrupt))?;
+        let stop = stop.map(Bound::get);
+        let core = without_gil_until(py, stop, |interrupt| client::Client::start(options, interrupt))?;
+        Ok(Self { core: Arc::new(core) })
+    }
+
+    /// A clone of the zygote, with imports of its own.
+    #[pyo3(signature = (*, child_main, preload_imports, warm_children, warm_up, stop=None))]
+    fn derive(
+        &self,
+        py: Python<'_>,
+        child_main: String,
+        preload_imports: Vec<String>,
+        warm_children: usize,
+        warm_up: Option<String>,
+        stop: Option<&Bound<'_, Stop>>,
+    ) -> PyResult<Self> {
+        let options = DeriveOptions { child_main, preload_imports, warm_children, warm_up };
+        let stop = stop.map(Bound::get);
+        let core = without_gil_until(py, stop, |interrupt| self.core.derive(options, interrupt))?;
         Ok(Self { core: Arc::new(core) })
     }
 
@@ -122,6 +177,16 @@ impl Client {
 
     fn close(&self, py: Python<'_>) {
         py.detach(|| self.core.close());
+    }
+
+    /// Ends the zygote and leaves its children their watchdog.
+    fn retire(&self, py: Python<'_>) {
+        py.detach(|| self.core.retire());
+    }
+
+    /// Whether, after that, the last child has ended, and nothing is left.
+    fn has_ended(&self, py: Python<'_>) -> bool {
+        py.detach(|| self.core.has_ended())
     }
 
     #[getter]

@@ -13,7 +13,7 @@ use pyo3::prelude::*;
 #[pymodule]
 mod _native {
     #[pymodule_export]
-    use super::caller::{Child, Client, Completed, Ended, Mount, Network, Sandbox, open_beneath};
+    use super::caller::{Child, Client, Completed, Ended, Mount, Network, Sandbox, Stop, open_beneath};
     #[pymodule_export]
     use super::zygote::{Boot, Start, tell_uncaught};
 

@@ -96,8 +96,9 @@ impl Boot {
         self.core()?.take_over(predecessor).map_err(|error| from_zygote(&error))
     }
 
-    /// Serves until the caller closes its Client: `None`. In every child it returns its start.
-    fn serve(&mut self, installation: Vec<PathBuf>, search_path: Vec<PathBuf>) -> PyResult<Option<Start>> {
+    /// Serves until the caller closes its Client: `None`. In every child it returns its start, and in a clone that is to be another zygote the
+    /// boot of that one.
+    fn serve(&mut self, installation: Vec<PathBuf>, search_path: Vec<PathBuf>) -> PyResult<Option<Serving>> {
         self.core()?;
         let Some(boot) = self.core.take() else { return Ok(None) };
         let served = boot
@@ -106,10 +107,13 @@ impl Boot {
             .map_err(|error| from_zygote(&error))?;
         match served {
             Served::Closed => Ok(None),
-            Served::Child(ChildStart::Now { args }) => Ok(Some(Start { args: Some(args), parking: None })),
-            Served::Child(ChildStart::Parks(parking)) => {
-                Ok(Some(Start { args: None, parking: Some(parking) }))
+            Served::Child(ChildStart::Now { args }) => {
+                Ok(Some(Serving::Child(Start { args: Some(args), parking: None })))
             }
+            Served::Child(ChildStart::Parks(parking)) => {
+                Ok(Some(Serving::Child(Start { args: None, parking: Some(parking) })))
+            }
+            Served::Derived(boot) => Ok(Some(Serving::Derived(Self { core: Some(boot) }))),
         }
     }
 }
@@ -141,6 +145,13 @@ impl Start {
             parking.give_up(summary);
         }
     }
+}
+
+/// Who has come back from serving.
+#[derive(IntoPyObject)]
+pub(crate) enum Serving {
+    Child(Start),
+    Derived(Boot),
 }
 
 /// A child's last word but one: an exception ends it, with an exit code of 1.

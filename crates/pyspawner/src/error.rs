@@ -57,13 +57,17 @@ pub enum StartError {
         traceback: String,
     },
     /// The zygote died while it imported `module`.
-    #[error("the zygote died while it imported {module:?} ({status})")]
+    #[error("the zygote died {} ({status})", during(module))]
     DiedImporting {
         /// The module whose import was under way; empty before the first.
         module: String,
         /// How it ended.
         status: Status,
     },
+}
+
+fn during(module: &str) -> String {
+    if module.is_empty() { "at its start".to_owned() } else { format!("while it imported {module:?}") }
 }
 
 fn indented(text: &str) -> String {

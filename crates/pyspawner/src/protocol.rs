@@ -139,9 +139,30 @@ impl Message for ToZygote {
     }
 }
 
-/// Caller to zygote, on the zygote's socket, from then on: clone a child. With it: one end of the child's private socket, whose
-/// other end the caller keeps; the child's cgroup, if it has one; and the trees that the child gets read-only, for it to find at its
-/// birth. The zygote never learns anything about a child but this: what it does not know, no later child can find in its memory.
+/// Caller to zygote, on the zygote's socket, from then on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// Clone a child. With it: one end of the child's private socket, whose other end the caller keeps; the child's cgroup, if it has one; and
+    /// the trees that the child gets read-only, for it to find at its birth.
+    Spawn(Spawn),
+    /// Clone another zygote. With it: the other zygote's socket, on which all else is said, from [`FromZygote::Derived`] and
+    /// [`ToZygote::Start`] on.
+    Derive,
+}
+
+impl Message for Request {
+    const CONVERSATION: u8 = 2;
+    const MAX_FRAME: usize = 64;
+
+    fn descriptors(&self) -> usize {
+        match self {
+            Self::Spawn(spawn) => 1 + usize::from(spawn.cgroup) + usize::from(spawn.trees),
+            Self::Derive => 1,
+        }
+    }
+}
+
+/// All that the zygote learns about a child: what it does not know, no later child can find in its memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spawn {
     /// How many trees come with the message.
@@ -154,18 +175,15 @@ pub struct Spawn {
     pub cpu_microseconds: Option<u64>,
 }
 
-impl Message for Spawn {
-    const CONVERSATION: u8 = 2;
-    const MAX_FRAME: usize = 64;
-
-    fn descriptors(&self) -> usize {
-        1 + usize::from(self.cgroup) + usize::from(self.trees)
-    }
-}
-
 /// Zygote to caller, on the zygote's socket, until it is ready.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromZygote {
+    /// The answer to [`Request::Derive`], from the clone and once more from its zygote: if one of the two is killed, the caller still knows
+    /// what to reap. With it: the clone's pidfd. It waits for [`ToZygote::Start`].
+    Derived {
+        /// The clone's pid.
+        pid: i32,
+    },
     /// The interpreter is up. With it: the watchdog's pidfd, and a line to it, of [`Companion`].
     Hello {
         /// The watchdog's pid.
@@ -204,7 +222,7 @@ impl Message for FromZygote {
     fn descriptors(&self) -> usize {
         match self {
             Self::Hello { .. } => 2,
-            Self::HandedOver { .. } => 1,
+            Self::Derived { .. } | Self::HandedOver { .. } => 1,
             Self::Importing { .. } | Self::Failed { .. } | Self::HandOver | Self::Ready { .. } => 0,
         }
     }

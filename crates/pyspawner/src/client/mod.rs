@@ -8,6 +8,7 @@ mod cgroup;
 mod child;
 mod communicate;
 mod companions;
+mod derive;
 mod descriptors;
 mod layers;
 mod living;
@@ -36,6 +37,8 @@ use cgroup::Delegation;
 pub use child::{Cause, Child, Ended, Pipes};
 pub use communicate::{Completed, Conversation, OptionalPipes, Output};
 use companions::Companions;
+pub use derive::DeriveOptions;
+use derive::PendingClone;
 use network::Networks;
 use newborn::PendingSpawn;
 use process::Process;
@@ -71,6 +74,8 @@ pub struct Client {
     pools: Arc<Pools>,
     /// Children that were asked for and then not waited for, because a signal handler raised.
     abandoned: Mutex<Vec<PendingSpawn>>,
+    /// The same of zygotes.
+    abandoned_clones: Mutex<Vec<PendingClone>>,
 }
 
 impl Client {
@@ -93,8 +98,8 @@ impl Client {
         &self.threads
     }
 
-    /// Ends the zygote and its watchdog. Children live on, without their managed networks. Again, or with a zygote that has died, it does
-    /// nothing more; in another process than the one that made the Client it only closes that process's copy of the connection.
+    /// Ends the zygote and its watchdog. Children live on, without their managed networks. Again it does nothing more; in another process than
+    /// the one that made the Client it only closes that process's copy of the connection.
     pub fn close(&self) {
         if self.check_owner().is_err() {
             // A thread that held the lock at the fork does not exist here.
@@ -104,16 +109,31 @@ impl Client {
             self.networks.forget();
             return;
         }
+        self.retire();
+        // While there is somebody who can.
+        self.networks.close();
+        // It dies before the caller can, so it will not kill the children.
+        self.watchdog.kill();
+    }
+
+    /// Ends the zygote alone. Children live on, with their watchdog and their managed networks, until [`Self::has_ended`].
+    pub fn retire(&self) {
         self.pools.close();
         let Some(connection) = lock(&self.connection).take() else { return };
         // What other threads have asked for is still done: the zygote reads end of file after it.
         connection.shut_down();
         self.zygote.end_within(CLOSE_PATIENCE);
-        // While there is somebody who can.
-        self.networks.close();
-        // It dies before the caller can, so it will not kill the children.
-        self.watchdog.kill();
         self.reap_abandoned();
+    }
+
+    /// Whether the zygote and all its children have ended. Then nothing of them is left.
+    pub fn has_ended(&self) -> bool {
+        // The watchdog ends with the last of those that it watches.
+        if self.check_owner().is_err() || !readable_within(self.watchdog.pidfd(), 0) {
+            return false;
+        }
+        self.close();
+        true
     }
 
     fn check_owner(&self) -> Result<(), Error> {
@@ -123,6 +143,7 @@ impl Client {
 
     fn reap_abandoned(&self) {
         lock(&self.abandoned).retain_mut(|pending| !pending.end_within(0));
+        lock(&self.abandoned_clones).retain_mut(|pending| !pending.end_within(0));
     }
 }
 

@@ -22,17 +22,17 @@ use crate::channel::{Channel, ChannelError};
 use crate::config::{self, CgroupUse, Limits, SandboxConfig};
 use crate::error::{Error, Failure, Step};
 use crate::layer::Layer;
-use crate::protocol::{Orders, Rlimits, Spawn};
+use crate::protocol::{Orders, Request, Rlimits, Spawn};
 use crate::sandbox::landlock;
 
 /// How often a child is made anew because a living process happens to share its range of host ids.
 const MAX_ATTEMPTS: usize = 16;
 
 /// How long a zygote that has dropped a request may take to turn out dead and not merely out of descriptors, in seconds.
-const DEATH_PATIENCE: u64 = 2;
+pub(super) const DEATH_PATIENCE: u64 = 2;
 
-/// How long a spawn that a signal handler has interrupted waits for the child that it must end, in seconds.
-const ABANDON_PATIENCE: u64 = 1;
+/// How long a spawn that a signal handler has interrupted waits for the process that it must end, in seconds.
+pub(super) const ABANDON_PATIENCE: u64 = 1;
 
 /// How long a spawn tries again that lacked what parked children had: the kernel takes their namespaces apart in its own time.
 const ROOM_PATIENCE: Duration = Duration::from_secs(1);
@@ -265,7 +265,7 @@ impl Client {
         let cgroup = cgroup.map(Cgroup::directory).transpose().map_err(Error::io("dup"))?;
         let cgroup = cgroup.as_ref().map(AsFd::as_fd);
         let descriptors: Vec<_> = iter::once(theirs.as_fd()).chain(cgroup).chain(trees).collect();
-        self.ask(spawn, &descriptors, interrupt)?;
+        self.ask(Request::Spawn(spawn), &descriptors, interrupt)?;
         let theirs = matches!(then, Then::Park).then_some(theirs);
         let pending = PendingSpawn { private: ours, born: None, pidfd: None };
         let (mut newborn, first_id) = self.await_report(pending, interrupt)?;
@@ -274,15 +274,15 @@ impl Client {
     }
 
     /// Sends one request. A zygote that is so far behind that its queue is full is not waited for with the lock held.
-    fn ask(
+    pub(super) fn ask(
         &self,
-        spawn: Spawn,
+        request: Request,
         descriptors: &[BorrowedFd<'_>],
         interrupt: Interrupt<'_>,
     ) -> Result<(), Error> {
         loop {
             // Bound to a name, so that the lock is given back before anything else is done.
-            let sent = lock(&self.connection).as_ref().ok_or(Error::Closed)?.try_send(&spawn, descriptors);
+            let sent = lock(&self.connection).as_ref().ok_or(Error::Closed)?.try_send(&request, descriptors);
             match sent {
                 Err(ChannelError::Io(Errno::AGAIN)) => {}
                 Err(ChannelError::Io(Errno::PIPE | Errno::CONNRESET)) => return Err(self.died()),

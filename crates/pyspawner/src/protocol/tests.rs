@@ -42,6 +42,7 @@ fn to_zygote() -> impl Strategy<Value = ToZygote> {
 fn from_zygote() -> impl Strategy<Value = FromZygote> {
     let threads = vec((text(), vec(text(), 0..4)), 0..4);
     prop_oneof![
+        any::<i32>().prop_map(|pid| FromZygote::Derived { pid }),
         any::<i32>().prop_map(|watchdog| FromZygote::Hello { watchdog }),
         text().prop_map(|module| FromZygote::Importing { module }),
         (text(), text()).prop_map(|(summary, traceback)| FromZygote::Failed { summary, traceback }),
@@ -267,18 +268,18 @@ macro_rules! conversations {
     };
 }
 
-fn spawn() -> impl Strategy<Value = Spawn> {
-    any::<(u8, bool, bool, Option<u64>)>().prop_map(|(trees, namespaces, cgroup, cpu_microseconds)| Spawn {
-        trees,
-        namespaces,
-        cgroup,
-        cpu_microseconds,
+fn request() -> impl Strategy<Value = Request> {
+    any::<Option<(u8, bool, bool, Option<u64>)>>().prop_map(|spawn| match spawn {
+        Some((trees, namespaces, cgroup, cpu_microseconds)) => {
+            Request::Spawn(Spawn { trees, namespaces, cgroup, cpu_microseconds })
+        }
+        None => Request::Derive,
     })
 }
 
 conversations! {
     to_zygote: ToZygote,
-    spawn: Spawn,
+    request: Request,
     from_zygote: FromZygote,
     order: Order,
     report: Report,

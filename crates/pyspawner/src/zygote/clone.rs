@@ -6,6 +6,7 @@
 
 use std::ffi::CString;
 use std::mem::ManuallyDrop;
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::AtFlags;
@@ -16,7 +17,7 @@ use crate::channel::Channel;
 use crate::config::{CHILD_ID, DEFAULT_PROCESS_NAME};
 use crate::error::{FailAt, Failure, Step};
 use crate::layer::Layer;
-use crate::protocol::{CpuBudget, Order, Report, Spawn};
+use crate::protocol::{CpuBudget, Order, Report, Request, Spawn};
 use crate::sandbox;
 use crate::sandbox::mounts::{Template, stage::stage};
 use crate::sys::clone::Cloned;
@@ -27,7 +28,7 @@ use super::host::{Host, HostUser, go_back};
 use super::parking::Parking;
 use super::plan::{Plan, Prepared};
 use super::watchdog::Watchdog;
-use super::{ZygoteError, receive};
+use super::{Boot, ZygoteError, receive};
 
 /// Links to `/proc/self/task`: its own, its name, and a directory a thread.
 const SINGLE_THREADED_LINKS: usize = 3;
@@ -49,6 +50,8 @@ pub enum Served {
     Closed,
     /// This is a child, inside its sandbox.
     Child(ChildStart),
+    /// This is a clone that is to be a zygote of its own.
+    Derived(Boot),
 }
 
 /// What a child does next.
@@ -68,8 +71,8 @@ pub enum ChildStart {
 pub struct Zygote {
     channel: Channel,
     watchdog: Watchdog,
-    title: Option<Title>,
-    plan: Plan,
+    pub(super) title: Option<Title>,
+    pub(super) plan: Plan,
 }
 
 impl Zygote {
@@ -77,26 +80,36 @@ impl Zygote {
         Self { channel, watchdog, title, plan }
     }
 
-    /// Clones one child for each request, until the caller closes the connection. Returns in the zygote once, and once in every child.
+    /// Clones one process for each request, until the caller closes the connection. Returns in the zygote once, and once in every clone.
     ///
     /// # Errors
     ///
     /// The watchdog or the connection broke. Children already made live on.
     pub fn serve(mut self, hooks: &mut dyn ForkHooks) -> Result<Served, ZygoteError> {
         loop {
-            let request = match receive::<Spawn>(&self.channel) {
+            let request = match receive::<Request>(&self.channel) {
                 Err(ZygoteError::CallerGone) => return Ok(Served::Closed),
                 other => other?,
             };
             // Without a descriptor left, the private socket goes, and its other end tells the caller so.
             let mut descriptors = request.descriptors.into_iter();
             let Some(private) = descriptors.next().map(Channel::from) else { continue };
+            let spawn = match request.message {
+                Request::Spawn(spawn) => spawn,
+                Request::Derive => match self.derive(private, hooks) {
+                    ControlFlow::Continue(zygote) => {
+                        self = zygote;
+                        continue;
+                    }
+                    ControlFlow::Break(boot) => return Ok(Served::Derived(boot)),
+                },
+            };
             if request.descriptors_lost {
                 let failure = Failure::new(Layer::Mounts, Step::StageTree, libc::EMFILE);
                 report(&private, &Report::NotSpawned { failure, pid: None }, &[]);
                 continue;
             }
-            let Spawn { namespaces, cgroup, cpu_microseconds, .. } = request.message;
+            let Spawn { namespaces, cgroup, cpu_microseconds, .. } = spawn;
             let cgroup = cgroup.then(|| descriptors.next()).flatten();
             if let Err(failure) = if namespaces { self.plan.prepare() } else { Ok(()) } {
                 report(&private, &Report::NotSpawned { failure, pid: None }, &[]);
@@ -145,7 +158,7 @@ impl Zygote {
     }
 
     /// Fork hooks of imported modules run for every child, and may start threads.
-    fn check_threads(&self) -> Result<(), Failure> {
+    pub(super) fn check_threads(&self) -> Result<(), Failure> {
         let tasks = rustix::fs::statat(self.plan.ranges.proc(), "self/task", AtFlags::empty());
         match tasks {
             Ok(stat) if usize::try_from(stat.st_nlink) == Ok(SINGLE_THREADED_LINKS) => Ok(()),
@@ -316,7 +329,7 @@ fn report(private: &Channel, message: &Report, descriptors: &[BorrowedFd<'_>]) {
 }
 
 /// A child never unwinds into the zygote's frames.
-struct ExitOnUnwind;
+pub(super) struct ExitOnUnwind;
 
 impl Drop for ExitOnUnwind {
     fn drop(&mut self) {

@@ -7,6 +7,7 @@
 mod budget;
 mod clone;
 mod companions;
+mod derive;
 mod host;
 mod huge_pages;
 mod mappings;
@@ -35,6 +36,7 @@ pub use clone::{ChildStart, ForkHooks, Served, Zygote};
 pub use parking::Parking;
 use plan::Plan;
 pub use template::Needs;
+use template::Rights;
 use threads::Census;
 use watchdog::Watchdog;
 
@@ -102,6 +104,16 @@ pub struct Boot {
     watchdog: Watchdog,
     title: Option<Title>,
     census: Census,
+    origin: Origin,
+}
+
+/// What a zygote begins with.
+#[derive(Clone, Copy, Debug)]
+enum Origin {
+    /// Itself: it is an interpreter that has just started.
+    Interpreter,
+    /// A zygote that has served: much of its memory is shared with that one.
+    Clone(Rights),
 }
 
 impl Boot {
@@ -117,12 +129,15 @@ impl Boot {
         let channel = Channel::from(
             descriptors::inherit(number).map_err(ZygoteError::io("taking the caller's socket"))?,
         );
+        Self::on(channel, Title::find(), Origin::Interpreter)
+    }
+
+    fn on(channel: Channel, title: Option<Title>, origin: Origin) -> Result<Self, ZygoteError> {
         let (message, [caller, stdout, stderr]) =
             receive::<ToZygote>(&channel)?.with().map_err(ZygoteError::channel("start"))?;
         let ToZygote::Start(start) = message else {
             return Err(out_of_order("waiting for the start message"));
         };
-        let title = Title::find();
         set_comm(c"pyspawner");
         let thread =
             ThreadFacts::of_this_thread().map_err(ZygoteError::io("asking for the thread id's address"))?;
@@ -140,7 +155,7 @@ impl Boot {
         descriptors::become_stdio(&empty, &stdout, &stderr)
             .map_err(ZygoteError::io("taking the caller's standard output"))?;
         let census = Census::new().map_err(ZygoteError::io("listing threads"))?;
-        Ok(Self { channel, start, watchdog, title, census })
+        Ok(Self { channel, start, watchdog, title, census, origin })
     }
 
     /// What the caller wants imported and run.
@@ -246,9 +261,18 @@ impl Boot {
         if !devices.is_empty() {
             return Err(refused(ZygoteError::DeviceMemory { names: devices.join(", ") }, &self.channel));
         }
-        huge_pages::gather(&mappings);
+        let rights = match self.origin {
+            Origin::Interpreter => {
+                huge_pages::gather(&mappings);
+                Rights::of_this_process()
+            }
+            Origin::Clone(rights) => {
+                huge_pages::gather_own(&mappings);
+                rights
+            }
+        };
         drop(mappings);
-        let plan = Plan::new(needs).map_err(|error| refused(error, &self.channel))?;
+        let plan = Plan::new(needs, rights).map_err(|error| refused(error, &self.channel))?;
         let threads = self.census.into_report();
         self.channel.send(&FromZygote::Ready { threads }, &[]).map_err(ZygoteError::channel("ready"))?;
         Ok(Zygote::new(self.channel, self.watchdog, self.title, plan))
