@@ -49,7 +49,7 @@ class Scale:
     """Of each zygote."""
 
 
-FULL = Scale(runs=100, rounds=2, seconds=0.7, spawns=100, window=0.2, children=50, settle=0.5, starts=3)
+FULL = Scale(runs=100, rounds=3, seconds=0.5, spawns=70, window=0.1, children=50, settle=0.5, starts=3)
 QUICK = Scale(runs=5, rounds=1, seconds=0.1, spawns=10, window=0.05, children=3, settle=0.1, starts=1)
 SLOW_AND_QUICK = ("hello", "pandas groupby")
 """What the slow ones do in a quick run."""
