@@ -15,7 +15,7 @@ from pyspawner._rotation import Pauses, Rotation, start_failed
 from pyspawner.events import ZygoteDied, ZygoteRetired, ZygoteStarted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator
 
     from pyspawner import _native
     from pyspawner._reporter import Reporter
@@ -140,7 +140,7 @@ class Zygotes:
             zygote.native.close()
 
     @contextmanager
-    def _next(self) -> Iterator[_Zygote]:
+    def _next(self) -> Generator[_Zygote]:
         """Yield the one whose turn it is. It is not retired meanwhile."""
         with self._lock:
             self._turn += 1

@@ -65,9 +65,11 @@ def test_child_main_is_the_parents_or_its_own(parent):
 
 def test_environment_search_path_and_executable_are_the_parents(tmp_path):
     look = "import os, sys; print(dict(os.environ), sys.path, sys.executable, sys.argv, sys.orig_argv)"
-    with pyspawner.Client(child_main="support.run_source", environment={"A": "b"}) as parent:
-        with parent.derive() as derived:
-            assert run(derived, look).text == run(parent, look).text
+    with (
+        pyspawner.Client(child_main="support.run_source", environment={"A": "b"}) as parent,
+        parent.derive() as derived,
+    ):
+        assert run(derived, look).text == run(parent, look).text
 
 
 def test_imports_see_the_host_and_children_do_not(make_module, directory, monkeypatch):
@@ -118,9 +120,10 @@ def test_nothing_leads_a_child_back_to_the_hosts_tree(parent, place):
     print(sorted(os.listdir({place!r})))
     """
     unlocked = pyspawner.SandboxConfig(skip_sandbox_except=frozenset({"none of the layers"}))
-    with parent.derive() as derived, pytest.warns(pyspawner.InsecureSandboxWarning):
-        seen = run(derived, attack, sandbox=unlocked).text
-        assert seen == run(parent, attack, sandbox=unlocked).text
+    with parent.derive() as derived:
+        with pytest.warns(pyspawner.InsecureSandboxWarning):
+            seen, by_parent = (run(client, attack, sandbox=unlocked).text for client in (derived, parent))
+        assert seen == by_parent
     assert seen != f"{sorted(os.listdir(place))}\n", "the control"
 
 
@@ -155,13 +158,13 @@ def test_children_without_namespaces_have_the_hosts_view(parent, sandbox, direct
 
 
 def test_threads_of_its_imports_are_left_behind_and_told(parent, caplog):
-    with caplog.at_level("INFO", logger="pyspawner"):
-        with parent.derive(preload_imports=["thread_started_here"]) as derived:
-            assert (
-                run(derived, "import threading, os; print(len(os.listdir('/proc/self/task')))").text == "1\n"
-            )
-            with derived.derive() as again:
-                assert run(again, "print('works')").text == "works\n"
+    with (
+        caplog.at_level("INFO", logger="pyspawner"),
+        parent.derive(preload_imports=["thread_started_here"]) as derived,
+    ):
+        assert run(derived, "import threading, os; print(len(os.listdir('/proc/self/task')))").text == "1\n"
+        with derived.derive() as again:
+            assert run(again, "print('works')").text == "works\n"
     assert "importing 'thread_started_here' started 1 thread(s)" in caplog.text
 
 
@@ -210,9 +213,11 @@ def test_bad_input_is_said_as_by_the_constructor(parent):
 
 def test_what_a_module_prints_goes_to_the_callers_output(make_module, capfd):
     make_module("talker", "import sys; print('to stdout'); print('to stderr', file=sys.stderr)")
-    with pyspawner.Client(child_main="support.run_source") as parent:
-        with parent.derive(preload_imports=["talker"]):
-            pass
+    with (
+        pyspawner.Client(child_main="support.run_source") as parent,
+        parent.derive(preload_imports=["talker"]),
+    ):
+        pass
     assert capfd.readouterr() == ("to stdout\n", "to stderr\n")
 
 
@@ -266,9 +271,11 @@ def test_a_fork_hook_of_the_parents_that_starts_a_thread_in_the_clone_is_left_be
         os.register_at_fork(after_in_child=start)
         """,
     )
-    with pyspawner.Client(child_main="support.run_source", preload_imports=["starter"]) as parent:
-        with parent.derive() as derived:
-            assert run(derived, "import os; print(len(os.listdir('/proc/self/task')))").text == "1\n"
+    with (
+        pyspawner.Client(child_main="support.run_source", preload_imports=["starter"]) as parent,
+        parent.derive() as derived,
+    ):
+        assert run(derived, "import os; print(len(os.listdir('/proc/self/task')))").text == "1\n"
 
 
 def test_a_signal_handler_that_raises_ends_a_derivation_that_hangs(make_module):

@@ -58,7 +58,7 @@ def test_imports_see_the_hosts_files_as_the_user_may(user, directory):
         "    except OSError as error: return error.errno\n"
         "SEEN = [attempt('/etc/shadow'), len(os.listdir('/run')) > 0, os.getcwd(), open('/proc/self/comm').read()]\n"
     )
-    source = f"""
+    source = """
     import sys
     with client.derive(preload_imports=["rootless_reader"]) as derived:
         print(run(derived, "import rootless_reader; print(rootless_reader.SEEN, __import__('os').listdir('/run'))").text)

@@ -152,7 +152,14 @@ def test_with_restart_the_end_of_all_is_a_start_of_all():
 def test_a_clone_that_cannot_be_made_in_place_of_a_dead_one_harms_no_request(make_module, tmp_path):
     make_module(
         "breakable",
-        f"import os\nos.register_at_fork(after_in_child=lambda: os.getsid(0) == os.getpid() and os.path.exists({str(tmp_path / 'break')!r}) and os._exit(7))",
+        f"""
+        import os
+        def fail():
+            # In a zygote, and not in a child.
+            if os.getsid(0) == os.getpid() and os.path.exists({str(tmp_path / "break")!r}):
+                os._exit(7)
+        os.register_at_fork(after_in_child=fail)
+        """,
     )
     seen: list[events.Event] = []
     with pyspawner.Client(

@@ -101,14 +101,13 @@ def test_requests_of_many_threads_notice_nothing(observed):
 
 
 def test_a_derivation_from_the_old_one_in_the_middle_of_a_switch_is_completed(observed):
-    with rotating(observed, after=1) as client:
-        with ThreadPoolExecutor(4) as pool:
+    with rotating(observed, after=1) as client, ThreadPoolExecutor(4) as pool:
 
-            def derive(_: int) -> str:
-                with client.derive() as derived:
-                    return run(derived, "print('works')").text
+        def derive(_: int) -> str:
+            with client.derive() as derived:
+                return run(derived, "print('works')").text
 
-            assert list(pool.map(derive, range(12))) == ["works\n"] * 12
+        assert list(pool.map(derive, range(12))) == ["works\n"] * 12
 
 
 def test_children_of_the_old_one_go_on_with_their_watchdog_until_they_end(observed):

@@ -17,7 +17,7 @@ const MOSTLY: usize = HUGE / PAGE / 2;
 
 const PAGE: usize = 4096;
 
-/// Of an entry of the page map: nobody else has the page, and it is in memory; proc_pid_pagemap(5).
+/// Of an entry of the page map: nobody else has the page, and it is in memory; `proc_pid_pagemap(5)`.
 const EXCLUSIVE: u64 = 1 << 56;
 const PRESENT: u64 = 1 << 63;
 
