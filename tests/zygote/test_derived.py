@@ -430,7 +430,11 @@ def test_it_holds_no_descriptor_of_the_parents(parent):
 
     with parent.derive() as derived, derived.derive() as again:
         for look in (lambda client: client.zygote_pid, watchdog):
-            assert held(look(again)) == held(look(derived)) == held(look(parent))
+            # A watchdog that has not run yet has what its zygote had.
+            wait_until(
+                lambda look=look: held(look(again)) == held(look(derived)) == held(look(parent)),
+                "the same descriptors",
+            )
 
 
 CALLER = """

@@ -204,3 +204,24 @@ def test_a_fork_of_the_caller_that_closes_it_harms_nobody():
         assert os.waitpid(pid, 0) == (pid, 0)
         assert all(map(is_alive, pids(client)))
         assert run(client, "print('works')").text == "works\n"
+
+
+@pytest.mark.parametrize("zygotes", [1, 2])
+def test_a_handler_that_spawns_while_a_dead_zygote_is_replaced_gets_an_answer(zygotes):
+    answers: list[object] = []
+
+    def spawn_too(event: events.Event) -> None:
+        if isinstance(event, events.ZygoteStarted) and event.cause == "restart":
+            try:
+                answers.append(run(client, "print('works')").text)
+            except pyspawner.ZygoteDiedError:
+                answers.append("not yet")
+
+    with pyspawner.Client(
+        child_main="support.run_source", zygotes=zygotes, restart=True, on_event=spawn_too
+    ) as client:
+        for zygote in pids(client):
+            kill(zygote)
+        assert run(client, "print('works')").text == "works\n"
+        assert answers == ["not yet"] * zygotes
+        assert len(pids(client)) == zygotes
