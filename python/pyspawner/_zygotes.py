@@ -99,8 +99,9 @@ class Zygotes:
         self._owner = os.getpid()
         # Held for moments only: whoever holds it starts nothing, and calls nobody.
         self._lock = threading.Condition()
-        # One start at a time in place of the dead.
-        self._starts = threading.Lock()
+        # One start at a time in place of the dead. A handler of its events may come back here.
+        self._starts = threading.RLock()
+        self._is_starting = False
         self._is_closed = False
         self._serving: list[_Zygote] = []
         self._turn = 0
@@ -147,6 +148,8 @@ class Zygotes:
                         self._count(used)
                     return result
             self._bury(used, death)
+            # It holds on to this frame.
+            del death
 
     def prewarm(self, sandbox: _native.Sandbox, count: int) -> None:
         """Have the zygotes, and each after them, keep so many children parked between them."""
@@ -229,12 +232,13 @@ class Zygotes:
                     # Others live, or another thread was here.
                     return
                 left = self._pauses.left()
-            if not self._plan.restart or self._is_closed:
+            if not self._plan.restart or self._is_closed or self._is_starting:
                 raise error
             if left > 0:
                 raise ZygoteDiedError(f"{error}; a new one may start in {left:.1f} seconds") from None
             self._pauses.begin()
-            generation = self._generation("restart")
+            with self._starting():
+                generation = self._generation("restart")
             if self._replace(generation) is None:
                 raise error
 
@@ -247,13 +251,17 @@ class Zygotes:
         if not self._starts.acquire(blocking=False):
             return
         try:
+            if self._is_starting:
+                return
             self._clone_pauses.begin()
             began = time.monotonic()
             with self._next() as living:
                 try:
-                    successor = self._clone(living.native, None, "restart")
+                    with self._starting():
+                        successor = self._clone(living.native, None, "restart")
                 except Exception as error:
-                    self._report(start_failed(error, began))
+                    if not self._is_closed:
+                        self._report(start_failed(error, began))
                     return
             with self._lock:
                 is_wanted = (
@@ -265,6 +273,15 @@ class Zygotes:
                 successor.native.close()
         finally:
             self._starts.release()
+
+    @contextmanager
+    def _starting(self) -> Generator[None]:
+        """Have a handler that comes back here find that a start is under way."""
+        self._is_starting = True
+        try:
+            yield
+        finally:
+            self._is_starting = False
 
     def _next_generation(self, stop: _native.Stop) -> list[_Zygote]:
         return self._generation("rotation", stop=stop)

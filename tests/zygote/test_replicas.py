@@ -152,8 +152,14 @@ def test_with_restart_the_end_of_all_is_a_start_of_all():
 def test_a_clone_that_cannot_be_made_in_place_of_a_dead_one_harms_no_request(make_module, tmp_path):
     make_module(
         "breakable",
-        f"import os\nbroken = {str(tmp_path / 'break')!r}\n"
-        "os.register_at_fork(after_in_child=lambda: os.getsid(0) == os.getpid() and os.path.exists(broken) and os._exit(7))",
+        f"""
+        import os
+        def fail():
+            # In a zygote, and not in a child.
+            if os.getsid(0) == os.getpid() and os.path.exists({str(tmp_path / "break")!r}):
+                os._exit(7)
+        os.register_at_fork(after_in_child=fail)
+        """,
     )
     seen: list[events.Event] = []
     with pyspawner.Client(
@@ -198,3 +204,24 @@ def test_a_fork_of_the_caller_that_closes_it_harms_nobody():
         assert os.waitpid(pid, 0) == (pid, 0)
         assert all(map(is_alive, pids(client)))
         assert run(client, "print('works')").text == "works\n"
+
+
+@pytest.mark.parametrize("zygotes", [1, 2])
+def test_a_handler_that_spawns_while_a_dead_zygote_is_replaced_gets_an_answer(zygotes):
+    answers: list[object] = []
+
+    def spawn_too(event: events.Event) -> None:
+        if isinstance(event, events.ZygoteStarted) and event.cause == "restart":
+            try:
+                answers.append(run(client, "print('works')").text)
+            except pyspawner.ZygoteDiedError:
+                answers.append("not yet")
+
+    with pyspawner.Client(
+        child_main="support.run_source", zygotes=zygotes, restart=True, on_event=spawn_too
+    ) as client:
+        for zygote in pids(client):
+            kill(zygote)
+        assert run(client, "print('works')").text == "works\n"
+        assert answers == ["not yet"] * zygotes
+        assert len(pids(client)) == zygotes
