@@ -266,10 +266,10 @@ impl Client {
         let cgroup = cgroup.as_ref().map(AsFd::as_fd);
         let descriptors: Vec<_> = iter::once(theirs.as_fd()).chain(cgroup).chain(trees).collect();
         self.ask(spawn, &descriptors, interrupt)?;
-        let theirs = matches!(then, Then::Park).then_some(theirs);
+        // Without it, a child that dies is the end of the conversation.
+        drop(theirs);
         let pending = PendingSpawn { private: ours, born: None, pidfd: None };
-        let (mut newborn, first_id) = self.await_report(pending, interrupt)?;
-        newborn.its_end = theirs;
+        let (newborn, first_id) = self.await_report(pending, interrupt)?;
         Ok((sources, first_id, newborn))
     }
 

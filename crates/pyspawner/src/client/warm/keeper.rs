@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 
 use rustix::event::epoll;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 
 use super::{Bells, NUDGE, Parked, Pools, State, ZYGOTE, lock, ring};
+use crate::channel::Channel;
 use crate::client::child::Rules;
 use crate::client::spawn::{Inside, Then};
 use crate::client::{Client, channel_error};
@@ -64,7 +66,7 @@ impl Client {
         let mut inside = self.lock_in(sandbox, Then::Park, &|| {
             if pools.is_closed() { Err(Error::Closed) } else { Ok(()) }
         })?;
-        await_parked(&inside, bells)?;
+        inside.newborn.its_end = Some(await_parked(&inside, bells)?);
         inside.rules = self.limit_cpu(&inside)?;
         Ok(Parked::new(inside, sandbox))
     }
@@ -89,8 +91,8 @@ impl Client {
     }
 }
 
-/// Waits until it is ready, for as long as there is sense in it.
-fn await_parked(inside: &Inside, bells: &Bells) -> Result<(), Error> {
+/// Waits until it is ready, for as long as there is sense in it. Its own end of the conversation.
+fn await_parked(inside: &Inside, bells: &Bells) -> Result<Channel, Error> {
     let private = &inside.newborn.private;
     let mut polled = [private.as_fd(), bells.closing.as_fd()]
         .map(|descriptor| PollFd::from_borrowed_fd(descriptor, PollFlags::IN));
@@ -104,11 +106,14 @@ fn await_parked(inside: &Inside, bells: &Bells) -> Result<(), Error> {
         let summary = format!("it was not done after {} seconds", WARM_UP_PATIENCE.as_secs());
         return Err(Error::WarmUp { summary });
     }
-    match private.recv::<Report>().map_err(channel_error)?.map(|received| received.message) {
-        Some(Report::Parked) => Ok(()),
-        Some(Report::WarmUpFailed { summary }) => Err(Error::WarmUp { summary }),
-        Some(_) => Err(ProtocolError::OutOfOrder { waiting_for: "a child to park" }.into()),
-        None => Err(Error::WarmUp { summary: "it has ended the child".to_owned() }),
+    let Some(received) = private.recv::<Report>().map_err(channel_error)? else {
+        return Err(Error::WarmUp { summary: "the child has ended".to_owned() });
+    };
+    match (received.message, received.descriptors.into_iter().next()) {
+        (Report::Parked, Some(its_end)) => Ok(its_end.into()),
+        (Report::Parked, None) => Err(channel_error(Errno::MFILE.into())),
+        (Report::WarmUpFailed { summary }, _) => Err(Error::WarmUp { summary }),
+        _ => Err(ProtocolError::OutOfOrder { waiting_for: "a child to park" }.into()),
     }
 }
 
