@@ -148,3 +148,9 @@ impl Start {
 pub(crate) fn tell_uncaught() {
     pyspawner::uncaught::tell_uncaught();
 }
+
+/// Has a fork of the zygote end with it.
+#[pyfunction]
+pub(crate) fn end_with_zygote(zygote: i32) -> PyResult<()> {
+    zygote::scout::end_with_zygote(zygote).map_err(|errno| std::io::Error::from(errno).into())
+}
