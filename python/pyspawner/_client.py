@@ -205,8 +205,10 @@ class Client:
         if count < 0:
             raise ValueError(f"count must not be negative: {count}")
         sandbox = to_native(sandbox_config)
-        self._open().prewarm(sandbox, count)
+        zygotes = self._open()
+        # If this fails, it is tried again.
         self._warm_children = self._warm_children or bool(count)
+        zygotes.prewarm(sandbox, count)
 
     def _tell_parking_failure(self, zygote: _native.Client) -> None:
         """Report, if that is new, why no child could be parked: nobody's call has failed by it."""

@@ -58,6 +58,8 @@ class Zygotes:
 
     def prewarm(self, sandbox: _native.Sandbox, count: int) -> None:
         """Have the zygote, and each after it, keep so many children parked."""
+        # A sandbox that makes no sense is refused before anything remembers it.
+        self.use(lambda zygote: zygote.want_warm(sandbox, count))
         with self._lock:
             self._prewarmed = [(other, number) for other, number in self._prewarmed if other != sandbox]
             if count:

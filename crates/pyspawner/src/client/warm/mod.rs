@@ -66,10 +66,6 @@ struct State {
     bells: Option<Arc<Bells>>,
     has_keeper: bool,
     is_closed: bool,
-    /// The keeper's last failure, for whoever asks.
-    failure: Option<Error>,
-    pause: Duration,
-    retry_at: Option<Instant>,
 }
 
 /// The parked children of one sandbox.
@@ -81,6 +77,11 @@ struct Pool {
     is_pinned: bool,
     /// The oldest first.
     parked: VecDeque<Parked>,
+    /// Why the last one could not be parked, for whoever asks.
+    failure: Option<Error>,
+    /// After a failure. Each pool has its own: a sandbox that never works is no reason to neglect the others.
+    pause: Duration,
+    retry_at: Option<Instant>,
 }
 
 impl Pools {
@@ -92,9 +93,6 @@ impl Pools {
             bells: None,
             has_keeper: false,
             is_closed: false,
-            failure: None,
-            pause: Duration::ZERO,
-            retry_at: None,
         };
         Self { state: Mutex::new(state), changed: Condvar::new() }
     }
@@ -126,7 +124,7 @@ impl Pools {
             let mut state = lock(&self.state);
             let ended = state.drain();
             if !ended.is_empty() {
-                state.back_off();
+                state.pools.iter_mut().for_each(Pool::back_off);
             }
             ended
         };
@@ -135,9 +133,17 @@ impl Pools {
         has_ended
     }
 
-    /// Why the keeper could not park a child, if it could not since this was asked last.
-    pub(super) fn take_failure(&self) -> Option<Error> {
-        lock(&self.state).failure.take()
+    /// Why no child of one of the sandboxes could be parked, if that was not asked since.
+    fn take_failure(&self) -> Option<Error> {
+        lock(&self.state).pools.iter_mut().rev().find_map(|pool| pool.failure.take())
+    }
+
+    /// Remembers why no child could be parked.
+    fn fail(&self, sandbox: &SandboxConfig, failure: Error) {
+        if let Some(pool) = lock(&self.state).pool(sandbox) {
+            pool.failure = Some(failure);
+            pool.back_off();
+        }
     }
 
     fn is_closed(&self) -> bool {
@@ -226,15 +232,36 @@ impl State {
         ended
     }
 
-    fn back_off(&mut self) {
-        self.pause = (self.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
-        self.retry_at = Some(Instant::now() + self.pause);
+    fn pool(&mut self, sandbox: &SandboxConfig) -> Option<&mut Pool> {
+        self.pools.iter_mut().find(|pool| pool.sandbox == *sandbox)
     }
 }
 
 impl Pool {
     fn new(sandbox: &SandboxConfig, wanted: usize) -> Self {
-        Self { sandbox: sandbox.clone(), wanted, is_pinned: false, parked: VecDeque::new() }
+        Self {
+            sandbox: sandbox.clone(),
+            wanted,
+            is_pinned: false,
+            parked: VecDeque::new(),
+            failure: None,
+            pause: Duration::ZERO,
+            retry_at: None,
+        }
+    }
+
+    fn is_lacking(&self) -> bool {
+        self.parked.len() < self.wanted
+    }
+
+    fn back_off(&mut self) {
+        self.pause = (self.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
+        self.retry_at = Some(Instant::now() + self.pause);
+    }
+
+    /// How long until the next attempt.
+    fn left(&self) -> Duration {
+        self.retry_at.map_or(Duration::ZERO, |time| time.saturating_duration_since(Instant::now()))
     }
 }
 
@@ -280,17 +307,17 @@ impl Client {
             let at = state.pools.iter().position(|pool| pool.sandbox == *sandbox);
             let mut pool = at.map_or_else(|| Pool::new(sandbox, count), |at| state.pools.remove(at));
             (pool.wanted, pool.is_pinned) = (count, true);
+            (pool.failure, pool.retry_at) = (None, None);
             let kept = pool.parked.len().min(count);
             let ended = pool.parked.split_off(kept);
             if count > 0 {
                 state.pools.push(pool);
             }
-            state.failure = None;
-            state.retry_at = None;
             ended
         };
         self.pools.end_all(ended.into());
-        self.keep_warm()
+        self.keep_warm(sandbox);
+        Ok(())
     }
 
     fn await_full(
@@ -306,12 +333,12 @@ impl Client {
                 if state.is_closed {
                     return Err(Error::Closed);
                 }
-                let pool = state.pools.iter().find(|pool| pool.sandbox == *sandbox);
                 // Another thread may have asked for something else meanwhile.
-                if pool.is_none_or(|pool| pool.parked.len() >= count.min(pool.wanted)) {
+                let Some(pool) = state.pool(sandbox) else { return Ok(()) };
+                if pool.parked.len() >= count.min(pool.wanted) {
                     return Ok(());
                 }
-                if let Some(failure) = state.failure.take() {
+                if let Some(failure) = pool.failure.take() {
                     return Err(failure);
                 }
                 if !state.has_keeper {
@@ -344,12 +371,12 @@ impl Client {
             }
             unusable.push(parked);
         }
-        self.keep_warm()?;
+        self.keep_warm(request.sandbox);
         self.pools.end_all(unusable);
         woken
     }
 
-    /// Why no child could be parked, if that was so since this was asked last.
+    /// Why no child of one of the sandboxes could be parked, if that was so and is not told yet.
     #[must_use]
     pub fn parking_failure(&self) -> Option<Error> {
         self.pools.take_failure()
