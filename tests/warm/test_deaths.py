@@ -95,6 +95,7 @@ def test_a_caller_that_reaps_all_its_children_disturbs_nobody(prewarmed):
         child = spawn(prewarmed, "print('ran')")
         with child.stdin, child.stdout, child.stderr:
             assert child.stdout.read() == b"ran\n"
+        eventually(lambda pid=child.pid: pid not in children_of_this_process(), "its end")
     prewarmed.prewarm(SANDBOX, 0)
     stop.set()
     reaper.join()
