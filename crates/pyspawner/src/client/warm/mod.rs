@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::fcntl_dupfd_cloexec;
 
 use super::child::Child;
 use super::descriptors::ChildDescriptors;
@@ -53,6 +54,8 @@ struct Bells {
     nudge: OwnedFd,
     /// Readable when the Client is closed.
     closing: OwnedFd,
+    /// Readable when the zygote has ended. The keeper's own: a Client that is dropped closes its pidfd, and epoll forgets what is closed.
+    zygote: OwnedFd,
 }
 
 #[derive(Debug)]
@@ -194,10 +197,14 @@ impl Pools {
 impl Bells {
     fn new(zygote: BorrowedFd<'_>) -> rustix::io::Result<Self> {
         let eventfd = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
-        let bells =
-            Self { epoll: epoll::create(CreateFlags::CLOEXEC)?, nudge: eventfd()?, closing: eventfd()? };
+        let bells = Self {
+            epoll: epoll::create(CreateFlags::CLOEXEC)?,
+            nudge: eventfd()?,
+            closing: eventfd()?,
+            zygote: fcntl_dupfd_cloexec(zygote, 3)?,
+        };
         bells.watch(bells.nudge.as_fd(), NUDGE)?;
-        bells.watch(zygote, ZYGOTE)?;
+        bells.watch(bells.zygote.as_fd(), ZYGOTE)?;
         Ok(bells)
     }
 
