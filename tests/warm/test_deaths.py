@@ -103,7 +103,8 @@ def test_a_caller_that_reaps_all_its_children_disturbs_nobody(prewarmed):
 
 
 def test_a_caller_that_ignores_sigchld_has_warm_children_too():
-    said = run_caller("""
+    said = run_caller(
+        """
         import signal, sys
         sys.path.insert(0, "tests/warm")
         from warm_support import *
@@ -121,7 +122,9 @@ def test_a_caller_that_ignores_sigchld_has_warm_children_too():
             eventually(lambda: killed not in children_of_this_process(), "its end")
         client.prewarm(SANDBOX, 0)
         assert waiting() == set()
-        """, cwd=TESTS.parent)
+        """,
+        cwd=TESTS.parent,
+    )
     assert said == "b'ran\\n'\n" * 5
 
 
@@ -221,7 +224,8 @@ FORKS = ["os._exit(0)", "client.close()", "del client; gc.collect()", "os.kill(o
 @pytest.mark.parametrize("what_it_does", FORKS)
 def test_a_fork_of_the_caller_harms_no_parked_child(what_it_does):
     # In a process of its own: a fork of the test's process runs its fixtures' ends.
-    said = run_caller(f"""
+    said = run_caller(
+        f"""
         import gc, sys
         sys.path.insert(0, "tests/warm")
         from warm_support import *
@@ -236,7 +240,9 @@ def test_a_fork_of_the_caller_harms_no_parked_child(what_it_does):
         child = spawn(client, "print('warm')")
         assert child.pid in there
         print(communicate(child).text)
-        """.replace("del client", "del globals()['client']"), cwd=TESTS.parent)
+        """.replace("del client", "del globals()['client']"),
+        cwd=TESTS.parent,
+    )
     assert said == "warm\n\n"
 
 
@@ -257,7 +263,8 @@ def test_a_fork_that_lives_on_does_not_keep_the_keeper_busy(by_request):
     assert communicate(spawn(by_request, "print('ran')")).text == "ran\n"
     await_parked(by_request, 2)
     [keeper] = [
-        task for task in Path("/proc/self/task").iterdir()
+        task
+        for task in Path("/proc/self/task").iterdir()
         if (task / "comm").read_text() == "pyspawner-warm\n"
     ]
     asleep = 0

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from warm_support import run_warm, spawn_warm
+from warm_support import cool, run_warm, spawn_warm
 
 from pyspawner import Bind, Dev, Limits, NetworkConfig, Overlay, Proc, SandboxConfig, Tmpfs
 from support import communicate, only, run, spawn
@@ -97,12 +97,12 @@ def test_its_layers_are_those_of_a_cold_one(sandbox, preloaded):
     assert warm_layers == cold_layers
     for child in (cold, warm):
         assert communicate(child).exitcode == 0
-    preloaded.prewarm(sandbox, 0)
+    cool(preloaded, sandbox)
 
 
 def test_it_sees_what_a_cold_one_sees(sandbox, preloaded):
     cold, warm = (json.loads(start(preloaded, REPORT, sandbox=sandbox).text) for start in (run, run_warm))
-    preloaded.prewarm(sandbox, 0)
+    cool(preloaded, sandbox)
     is_limited = cold["limits"]["RLIMIT_CPU"] != [-1, -1]
     if is_limited:
         # What it has used before it was woken does not count.
@@ -121,7 +121,7 @@ def test_files_that_it_writes_are_the_callers(directory, preloaded):
     sandbox = SandboxConfig(mounts=(Bind(directory / "source", "/mnt", writable=True),))
     source = "import os; open('/mnt/new', 'w').write('x'); print(os.stat('/mnt/file').st_uid)"
     assert run_warm(preloaded, source, sandbox=sandbox).text == "1000\n"
-    preloaded.prewarm(sandbox, 0)
+    cool(preloaded, sandbox)
     assert (directory / "source" / "new").stat().st_uid == 0
 
 
@@ -145,12 +145,12 @@ ATTEMPT = "import attacks; attacks.attempt(name)"
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_ends_as_in_a_cold_one(name, preloaded):
     cold, warm = (start(preloaded, ATTEMPT, name=name) for start in (run, run_warm))
-    preloaded.prewarm(SandboxConfig(), 0)
+    cool(preloaded, SandboxConfig())
     assert (warm.exitcode, warm.stdout, warm.stderr) == (cold.exitcode, cold.stdout, cold.stderr)
 
 
 @pytest.mark.parametrize("name", ["unshare NEWUSER", "setuid", "perf_event_open", "seccomp second filter"])
 def test_control_an_attack_by_a_warm_one_without_the_layers_works(name, preloaded):
     outcome = run_warm(preloaded, ATTEMPT, sandbox=only(), name=name)
-    preloaded.prewarm(only(), 0)
+    cool(preloaded, only())
     assert int(outcome.text) >= 0

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from warm_support import await_parked, spawn_warm, waiting
+from warm_support import await_parked, cool, spawn_warm, waiting
 
 from pyspawner import Bind, Overlay, SandboxConfig, SandboxError, Tmpfs
 from support import communicate, run, run_caller, spawn
@@ -73,7 +73,7 @@ def test_a_source_that_is_replaced_is_seen_by_the_next_child(replace, kind, sour
         assert communicate(child).text == "new\n"
     preloaded.prewarm(sandbox, 2)
     assert communicate(spawn_warm(preloaded, READ, sandbox=sandbox)).text == "new\n"
-    preloaded.prewarm(sandbox, 0)
+    cool(preloaded, sandbox)
 
 
 def test_a_source_that_is_gone_is_the_error_that_a_cold_spawn_has(kind, source, preloaded):
@@ -82,7 +82,7 @@ def test_a_source_that_is_gone_is_the_error_that_a_cold_spawn_has(kind, source, 
     shutil.rmtree(source)
     with pytest.raises(SandboxError) as warm:
         spawn(preloaded, READ, sandbox=sandbox)
-    preloaded.prewarm(sandbox, 0)
+    cool(preloaded, sandbox)
     with pytest.raises(SandboxError) as cold:
         spawn(preloaded, READ, sandbox=sandbox)
     assert (warm.value.errno, warm.value.layer, str(warm.value)) == (
@@ -102,7 +102,7 @@ def test_a_source_that_comes_back_is_found_again(kind, source, preloaded):
     source.with_name("away").rename(source)
     await_parked(preloaded, 1)
     assert communicate(spawn_warm(preloaded, READ, sandbox=sandbox)).text == "old\n"
-    preloaded.prewarm(sandbox, 0)
+    cool(preloaded, sandbox)
 
 
 def test_what_changes_in_a_source_is_seen(kind, source, preloaded):
@@ -111,7 +111,7 @@ def test_what_changes_in_a_source_is_seen(kind, source, preloaded):
     (source / "file").unlink()
     (source / "file").write_text("new")
     assert communicate(spawn_warm(preloaded, READ, sandbox=sandbox)).text == "new\n"
-    preloaded.prewarm(sandbox, 0)
+    cool(preloaded, sandbox)
 
 
 def test_what_changes_on_the_host_is_seen(directory, preloaded):
@@ -122,7 +122,7 @@ def test_what_changes_on_the_host_is_seen(directory, preloaded):
     outcome = communicate(
         spawn_warm(preloaded, "print(open(path).read())", sandbox=sandbox, path=str(directory / "host/file"))
     )
-    preloaded.prewarm(sandbox, 0)
+    cool(preloaded, sandbox)
     assert outcome.text == "new\n"
 
 
@@ -149,7 +149,7 @@ class TestAMissingTarget:
         preloaded.prewarm(sandbox, 1)
         (mirrored / "made").touch()
         seen = run(preloaded, self.LIST, sandbox=sandbox, path=path).text
-        preloaded.prewarm(sandbox, 0)
+        cool(preloaded, sandbox)
         assert seen == "['file', 'made', 'target'] old\n"
 
     def test_what_is_replaced_beside_it_is_seen(self, sandbox, mirrored, directory, preloaded):
@@ -157,7 +157,7 @@ class TestAMissingTarget:
         preloaded.prewarm(sandbox, 1)
         os.replace(make(directory / "next", "new") / "file", mirrored / "file")
         seen = run(preloaded, self.LIST, sandbox=sandbox, path=path).text
-        preloaded.prewarm(sandbox, 0)
+        cool(preloaded, sandbox)
         assert seen == "['file', 'target'] new\n"
 
 
@@ -177,7 +177,7 @@ class TestATargetThatIsReplaced:
         make(directory / "target", "of the host")
         path = "/target" if sandbox.chroot_dir else str(directory / "target")
         seen = run(preloaded, "import os; print(os.listdir(path))", sandbox=sandbox, path=path).text
-        preloaded.prewarm(sandbox, 0)
+        cool(preloaded, sandbox)
         assert seen == "[]\n"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import random
 import sys
 import threading
@@ -102,3 +103,20 @@ def burn() -> None:
     """Use a second and a half of CPU time, in a sandbox."""
     while is_in_sandbox() and os.times().user < 1.5:
         sum(range(100_000))
+
+
+QUESTIONS: queue.Queue[str] = queue.Queue()
+ANSWERS: queue.Queue[str] = queue.Queue()
+
+
+def start_a_thread() -> None:
+    def answer() -> None:
+        while True:
+            ANSWERS.put(f"answer to {QUESTIONS.get()}")
+
+    threading.Thread(target=answer, daemon=True).start()
+
+
+def ask(question: str) -> str:
+    QUESTIONS.put(question)
+    return ANSWERS.get(timeout=60)
