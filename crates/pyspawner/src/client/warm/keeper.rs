@@ -52,10 +52,14 @@ impl Client {
                 }
                 return Ok(());
             }
-            let bells = match &state.bells {
-                Some(bells) => Arc::clone(bells),
-                None => Arc::new(Bells::new(self.zygote.pidfd()).map_err(Error::io("eventfd"))?),
-            };
+            let bells =
+                match &state.bells {
+                    Some(bells) => Arc::clone(bells),
+                    None => Arc::new(Bells::new(self.zygote.pidfd()).map_err(|source| Error::Io {
+                        doing: "starting the keeper of warm children",
+                        source,
+                    })?),
+                };
             state.bells = Some(Arc::clone(&bells));
             state.has_keeper = true;
             bells
@@ -71,12 +75,16 @@ impl Client {
     /// A child that is ready to run.
     fn park(&self, sandbox: &SandboxConfig, bells: &Bells) -> Result<Parked, Error> {
         let pools = &self.pools;
+        // Before it is made: what changes meanwhile makes it unusable.
+        let surroundings = bells.look(sandbox);
         let mut inside = self.lock_in(sandbox, Then::Park, &|| {
             if pools.is_closed() { Err(Error::Closed) } else { Ok(()) }
         })?;
         inside.newborn.its_end = Some(await_parked(&inside, bells)?);
         inside.rules = self.limit_cpu(&inside)?;
-        Ok(Parked::new(inside, sandbox))
+        let surroundings =
+            surroundings.map_err(|source| Error::Io { doing: "looking at what is mounted", source })?;
+        Ok(Parked::new(inside, sandbox, surroundings))
     }
 
     /// What it has used until now does not count.

@@ -7,8 +7,10 @@
 
 mod keeper;
 mod parked;
+mod surroundings;
 
 use std::collections::VecDeque;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -25,6 +27,7 @@ use crate::config::{Mount, Network, SandboxConfig};
 use crate::error::Error;
 
 use parked::Parked;
+use surroundings::{MountTable, Surroundings};
 
 /// How many pools there are of sandboxes that were not asked to be warm but used.
 const MAX_POOLS: usize = 4;
@@ -56,6 +59,7 @@ struct Bells {
     closing: OwnedFd,
     /// Readable when the zygote has ended. The keeper's own: a Client that is dropped closes its pidfd, and epoll forgets what is closed.
     zygote: OwnedFd,
+    mounts: Mutex<MountTable>,
 }
 
 #[derive(Debug)]
@@ -169,7 +173,7 @@ impl Pools {
     }
 
     /// A parked child of a sandbox. From here on there is a pool for it.
-    fn take(&self, sandbox: &SandboxConfig) -> Option<Parked> {
+    fn take(&self, sandbox: &SandboxConfig) -> Option<(Parked, Arc<Bells>)> {
         let mut state = lock(&self.state);
         let bells = state.bells.clone();
         let taken = match state.pools.iter().position(|pool| pool.sandbox == *sandbox) {
@@ -187,21 +191,21 @@ impl Pools {
             }
             None => None,
         };
-        if let (Some(bells), Some(parked)) = (bells, &taken) {
-            bells.forget(parked);
-        }
-        taken
+        let (parked, bells) = (taken?, bells?);
+        bells.forget(&parked);
+        Some((parked, bells))
     }
 }
 
 impl Bells {
-    fn new(zygote: BorrowedFd<'_>) -> rustix::io::Result<Self> {
+    fn new(zygote: BorrowedFd<'_>) -> io::Result<Self> {
         let eventfd = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         let bells = Self {
             epoll: epoll::create(CreateFlags::CLOEXEC)?,
             nudge: eventfd()?,
             closing: eventfd()?,
             zygote: fcntl_dupfd_cloexec(zygote, 3)?,
+            mounts: Mutex::new(MountTable::open()?),
         };
         bells.watch(bells.nudge.as_fd(), NUDGE)?;
         bells.watch(bells.zygote.as_fd(), ZYGOTE)?;
@@ -210,6 +214,11 @@ impl Bells {
 
     fn watch(&self, descriptor: BorrowedFd<'_>, token: u64) -> rustix::io::Result<()> {
         epoll::add(&self.epoll, descriptor, EventData::new_u64(token), EventFlags::IN)
+    }
+
+    /// What a sandbox leads to now.
+    fn look(&self, sandbox: &SandboxConfig) -> io::Result<Surroundings> {
+        Surroundings::look(sandbox, &mut lock(&self.mounts))
     }
 
     /// To close a pidfd is not enough: a process that was forked off the caller has it too, and as long as it does, epoll would tell of it.
@@ -370,8 +379,8 @@ impl Client {
         }
         let mut woken = Ok(None);
         let mut unusable = Vec::new();
-        while let Some(parked) = self.pools.take(request.sandbox) {
-            if parked.is_usable(request.sandbox) {
+        while let Some((parked, bells)) = self.pools.take(request.sandbox) {
+            if parked.is_usable(request.sandbox, &bells) {
                 woken = parked.wake(request.process_name, descriptors, interrupt);
                 // Where one does not answer, the next may not either.
                 break;
