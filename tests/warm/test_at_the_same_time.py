@@ -7,11 +7,11 @@ import functools
 import threading
 
 import pytest
-from warm_support import await_parked, eventually, parked, waiting
 
 import pyspawner
 from pyspawner import SandboxConfig, aio
 from support import SANDBOX, communicate, run, spawn
+from warm_support import await_parked, eventually, parked, waiting
 
 THREADS, EACH = 8, 25
 

@@ -7,11 +7,11 @@ import threading
 from pathlib import Path
 
 import pytest
-from warm_support import await_parked, eventually, parked, waiting
 
 import pyspawner
 from pyspawner import SandboxConfig
 from support import SANDBOX, communicate, run, spawn
+from warm_support import await_parked, eventually, parked, waiting
 
 
 def keepers() -> list[str]:

@@ -11,11 +11,11 @@ import threading
 from pathlib import Path
 
 import pytest
-from warm_support import await_parked, eventually, parked, state, title, waiting
 
 import pyspawner
 from pyspawner import SandboxConfig
 from support import SANDBOX, children_of_this_process, communicate, run, run_caller, spawn
+from warm_support import await_parked, eventually, parked, state, title, waiting
 
 TESTS = Path(__file__).parent.parent
 
@@ -105,8 +105,7 @@ def test_a_caller_that_reaps_all_its_children_disturbs_nobody(prewarmed):
 def test_a_caller_that_ignores_sigchld_has_warm_children_too():
     said = run_caller(
         """
-        import signal, sys
-        sys.path.insert(0, "tests/warm")
+        import signal
         from warm_support import *
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         for _ in range(5):
@@ -122,8 +121,7 @@ def test_a_caller_that_ignores_sigchld_has_warm_children_too():
             eventually(lambda: killed not in children_of_this_process(), "its end")
         client.prewarm(SANDBOX, 0)
         assert waiting() == set()
-        """,
-        cwd=TESTS.parent,
+        """
     )
     assert said == "b'ran\\n'\n" * 5
 
@@ -194,7 +192,7 @@ class TestRestart:
 
 CALLER = """
 import json, os, signal, sys
-sys.path[:0] = [{tests!r}, {warm!r}]
+sys.path.insert(0, {tests!r})
 import pyspawner
 from support import *
 from warm_support import *
@@ -207,7 +205,7 @@ sys.stdin.readline()
 
 @pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGKILL)", "os._exit(1)", "sys.exit(0)", "1/0"])
 def test_parked_children_end_with_their_caller(end):
-    source = CALLER.format(tests=str(TESTS), warm=str(TESTS / "warm")) + end
+    source = CALLER.format(tests=str(TESTS)) + end
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with subprocess.Popen([sys.executable, "-c", source], **pipes, text=True) as caller:
         assert caller.stdin is not None
@@ -226,8 +224,7 @@ def test_a_fork_of_the_caller_harms_no_parked_child(what_it_does):
     # In a process of its own: a fork of the test's process runs its fixtures' ends.
     said = run_caller(
         f"""
-        import gc, sys
-        sys.path.insert(0, "tests/warm")
+        import gc
         from warm_support import *
         client.prewarm(SANDBOX, 2)
         there = waiting()
@@ -240,8 +237,7 @@ def test_a_fork_of_the_caller_harms_no_parked_child(what_it_does):
         child = spawn(client, "print('warm')")
         assert child.pid in there
         print(communicate(child).text)
-        """.replace("del client", "del globals()['client']"),
-        cwd=TESTS.parent,
+        """.replace("del client", "del globals()['client']")
     )
     assert said == "warm\n\n"
 

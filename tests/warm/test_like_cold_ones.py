@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
-from warm_support import cool, run_warm, spawn_warm
 
 from pyspawner import Bind, Dev, Limits, NetworkConfig, Overlay, Proc, SandboxConfig, Tmpfs
 from support import communicate, only, run, spawn
+from warm_support import cool, run_warm, spawn_warm
 
 REPORT = """
 import json, os, resource

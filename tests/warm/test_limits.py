@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from warm_support import cool, spawn_warm
 
 import pyspawner
 from pyspawner import Cause, Limits, SandboxConfig
+from warm_support import cool, spawn_warm
 
 MIB = 1024 * 1024
 

@@ -6,6 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+
+import pyspawner
+from pyspawner import Bind, Limits, NetworkConfig, Overlay, SandboxConfig, SandboxError, Tmpfs
+from support import SANDBOX, communicate, run, spawn
 from warm_support import (
     PARKED_NAME,
     await_parked,
@@ -17,10 +21,6 @@ from warm_support import (
     title,
     waiting,
 )
-
-import pyspawner
-from pyspawner import Bind, Limits, NetworkConfig, Overlay, SandboxConfig, SandboxError, Tmpfs
-from support import SANDBOX, communicate, run, spawn
 
 READ_A_LINE = "import sys; print(sys.stdin.readline())"
 

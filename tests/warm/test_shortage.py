@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import textwrap
-from pathlib import Path
 
 import pytest
 
 from support import run_caller
 
-WARM = str(Path(__file__).parent)
-
 
 def in_a_caller(source: str) -> list[str]:
-    prologue = f"import resource, sys; sys.path.insert(0, {WARM!r})\nfrom warm_support import *\n"
+    prologue = "import resource\nfrom warm_support import *\n"
     return run_caller(prologue + textwrap.dedent(source)).split()
 
 

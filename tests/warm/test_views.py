@@ -7,10 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from warm_support import await_parked, cool, spawn_warm, waiting
 
 from pyspawner import Bind, Overlay, SandboxConfig, SandboxError, Tmpfs
 from support import communicate, run, run_caller, spawn
+from warm_support import await_parked, cool, spawn_warm, waiting
 
 READ = "print(open('/mnt/file').read())"
 

@@ -7,10 +7,10 @@ import os
 from pathlib import Path
 
 import pytest
-from warm_support import await_parked, run_warm
 
 import pyspawner
 from support import SANDBOX, communicate, run, run_caller, spawn
+from warm_support import await_parked, run_warm
 
 
 def client(warm_up: str, **options) -> pyspawner.Client:

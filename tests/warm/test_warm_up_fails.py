@@ -9,11 +9,11 @@ import threading
 from pathlib import Path
 
 import pytest
-from warm_support import eventually, parked, waiting
 
 import pyspawner
 from pyspawner.events import ParkingFailed
 from support import SANDBOX, children_of_this_process, run
+from warm_support import eventually, parked, waiting
 
 IN_SANDBOX = {
     "raise_in_sandbox": "LookupError: the model is missing \N{SNOWMAN}",

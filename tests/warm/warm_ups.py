@@ -31,7 +31,7 @@ def speak() -> None:
 
 
 def import_something() -> None:
-    import colorsys  # noqa: F401, PLC0415 (no test imports it)
+    import colorsys  # noqa: F401 (no test imports it)
 
 
 def draw() -> None:
