@@ -11,10 +11,19 @@ import pytest
 import internet
 import pyspawner
 from support import children_of_this_process, open_descriptors, visible_directory
+from warm_client import WarmClient
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--forbid-skips", action="store_true", help="a test that skips itself fails the run")
+    parser.addoption(
+        "--warm", action="store_true", help="children of the fixtures' clients were parked before they run"
+    )
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if config.getoption("--warm"):
+        terminalreporter.write_line(f"{WarmClient.warm_spawns} of {WarmClient.spawns} children were warm")
 
 
 def pytest_sessionstart() -> None:
@@ -33,14 +42,19 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 
 @pytest.fixture(scope="session")
-def client():
+def client_type(pytestconfig: pytest.Config) -> type[pyspawner.Client]:
+    return WarmClient if pytestconfig.getoption("--warm") else pyspawner.Client
+
+
+@pytest.fixture(scope="session")
+def client(client_type):
     """A client without preloaded modules whose children run source code; see ``support.run``."""
-    with pyspawner.Client(child_main="support.run_source") as client:
+    with client_type(child_main="support.run_source") as client:
         yield client
 
 
 @pytest.fixture(scope="module")
-def preloaded():
+def preloaded(client_type):
     """A client whose children have what they need in memory: in their root there is no Python."""
     imports = [
         "attacks",
@@ -55,7 +69,7 @@ def preloaded():
         "threading",
         "traceback",
     ]
-    with pyspawner.Client(child_main="support.run_source", preload_imports=imports) as client:
+    with client_type(child_main="support.run_source", preload_imports=imports) as client:
         yield client
 
 

@@ -8,6 +8,9 @@ from pyspawner._limits import Limits
 
 __version__: str
 
+def end_with_zygote(zygote: int) -> None:
+    """Have this process, a fork of the zygote of that pid, be killed when the zygote ends."""
+
 def tell_uncaught() -> None:
     """In a child: say that an exception ends it, with an exit code of 1."""
 

@@ -11,6 +11,8 @@ import traceback
 import warnings
 from typing import TYPE_CHECKING, NoReturn
 
+from pyspawner._native import end_with_zygote
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -20,40 +22,39 @@ def modules_imported_by(warm_up: Callable[[], object]) -> list[str]:
 
     :raises RuntimeError: it has raised; with its traceback. Or it has ended the process.
     """
-    reader, writer = os.pipe()
+    # Not a pipe: a process that it leaves behind would hold that open.
+    answer = os.memfd_create("pyspawner-scout")
+    zygote = os.getpid()
     with warnings.catch_warnings():
         # Python warns of forks in threaded processes. Children meet the same conditions.
         warnings.simplefilter("ignore", DeprecationWarning)
         pid = os.fork()
     if pid == 0:
-        os.close(reader)
-        _scout(warm_up, writer)
-    os.close(writer)
-    with os.fdopen(reader, encoding="utf-8", errors="backslashreplace") as answer:
-        failure, _, names = answer.read().partition("\0")
+        _scout(warm_up, answer, zygote)
     _, status = os.waitpid(pid, 0)
+    os.lseek(answer, 0, os.SEEK_SET)
+    with os.fdopen(answer, encoding="utf-8") as file:
+        failure, came_to_its_end, names = file.read().partition("\0")
     if failure:
         raise RuntimeError(f"it has raised:\n{failure}")
-    if status != 0:
+    if not came_to_its_end:
         raise RuntimeError(f"it has ended its process: {_how_it_ended(os.waitstatus_to_exitcode(status))}")
     return names.split()
 
 
-def _scout(warm_up: Callable[[], object], writer: int) -> NoReturn:
-    code = 1
+def _scout(warm_up: Callable[[], object], answer: int, zygote: int) -> NoReturn:
     try:
+        end_with_zygote(zygote)
         known = set(sys.modules)
         try:
             warm_up()
         except BaseException:
-            answer = traceback.format_exc() + "\0"
+            text = traceback.format_exc() + "\0"
         else:
-            answer = "\0" + "\n".join(name for name in list(sys.modules) if name not in known)
-        with os.fdopen(writer, "w", encoding="utf-8", errors="backslashreplace") as pipe:
-            pipe.write(answer)
-        code = 0
+            text = "\0" + "\n".join(name for name in list(sys.modules) if name not in known)
+        os.write(answer, text.encode("utf-8", "backslashreplace"))
     finally:
-        os._exit(code)
+        os._exit(0)
 
 
 def _how_it_ended(code: int) -> str:

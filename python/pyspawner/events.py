@@ -111,7 +111,7 @@ class SpawnFailed:
 class ParkingFailed:
     """No warm child could be made ready. Spawns go on, with children that are cloned for them, and it is tried again.
 
-    It is told with the next spawn; of several failures since the last one, the latest.
+    It is told with the next spawn; of several failures of one sandbox since the last one, the latest.
     """
 
     error: BaseException

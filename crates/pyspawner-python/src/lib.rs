@@ -15,7 +15,7 @@ mod _native {
     #[pymodule_export]
     use super::caller::{Child, Client, Completed, Ended, Mount, Network, Sandbox, Stop, open_beneath};
     #[pymodule_export]
-    use super::zygote::{Boot, Start, tell_uncaught};
+    use super::zygote::{Boot, Start, end_with_zygote, tell_uncaught};
 
     /// The version of the core, the same as the package's.
     #[pymodule_export]

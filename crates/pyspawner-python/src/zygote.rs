@@ -159,3 +159,9 @@ pub(crate) enum Serving {
 pub(crate) fn tell_uncaught() {
     pyspawner::uncaught::tell_uncaught();
 }
+
+/// Has a fork of the zygote end with it.
+#[pyfunction]
+pub(crate) fn end_with_zygote(zygote: i32) -> PyResult<()> {
+    zygote::scout::end_with_zygote(zygote).map_err(|errno| std::io::Error::from(errno).into())
+}

@@ -421,7 +421,8 @@ pub enum Report {
     },
     /// From the child, its last words.
     Failed(Failure),
-    /// From a child that parks: it is ready, and waits to be woken.
+    /// From a child that parks: it is ready, and waits to be woken. With it: its own end of the socket, so that the caller can take an order
+    /// back. Not before: as long as no other process has that end, the child's death is the end of the conversation.
     Parked,
     /// From one that cannot, its last words.
     WarmUpFailed {
@@ -440,7 +441,7 @@ impl Message for Report {
     const MAX_FRAME: usize = 1024;
 
     fn descriptors(&self) -> usize {
-        usize::from(matches!(self, Self::Spawned { .. }))
+        usize::from(matches!(self, Self::Spawned { .. } | Self::Parked))
     }
 }
 

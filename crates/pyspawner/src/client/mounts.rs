@@ -7,9 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxFlags, fstat, mkdirat, openat, statat, statx,
-};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat, statat};
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
@@ -24,38 +22,6 @@ use crate::sys::inside;
 use crate::sys::mount::{Access, map_owners, restrict_mount_tree};
 use crate::sys::user_namespace;
 
-/// Which file it is: its mount, and its number there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Identity {
-    mount: u64,
-    device: (u32, u32),
-    inode: u64,
-}
-
-impl Identity {
-    fn of(file: &OwnedFd) -> rustix::io::Result<Self> {
-        let wanted = StatxFlags::INO | StatxFlags::MNT_ID;
-        let found = statx(file, "", AtFlags::EMPTY_PATH, wanted)?;
-        Ok(Self {
-            mount: found.stx_mnt_id,
-            device: (found.stx_dev_major, found.stx_dev_minor),
-            inode: found.stx_ino,
-        })
-    }
-
-    /// What the paths of `sandbox` lead to now, in the order of [`Sources::identities`].
-    pub(super) fn all_of(sandbox: &SandboxConfig) -> rustix::io::Result<Vec<Self>> {
-        let chroot = sandbox.chroot_dir.as_deref().map(|path| open(path, OFlags::DIRECTORY)).transpose()?;
-        let mut found: Vec<_> = chroot.iter().map(Self::of).collect::<rustix::io::Result<_>>()?;
-        for mount in &sandbox.mounts {
-            if let Some(source) = source_of(mount, chroot.as_ref())? {
-                found.push(Self::of(&source)?);
-            }
-        }
-        Ok(found)
-    }
-}
-
 /// What a child is to see, opened.
 pub(super) struct Sources {
     /// For the zygote to stage.
@@ -64,8 +30,6 @@ pub(super) struct Sources {
     owned: Vec<(usize, OwnedFd)>,
     /// The uppers among them.
     pub(super) uppers: Vec<Upper>,
-    /// What was opened, less the uppers.
-    pub(super) identities: Vec<Identity>,
     /// What the child is to do with them.
     pub(super) view: View,
 }
@@ -81,7 +45,6 @@ impl Sources {
             trees: Vec::new(),
             owned: Vec::new(),
             uppers: Vec::new(),
-            identities: Vec::new(),
             view: View {
                 chroot: sandbox.chroot_dir.is_some(),
                 proc: sandbox.proc,
@@ -95,7 +58,6 @@ impl Sources {
             Some(path) => Some(open(path, OFlags::DIRECTORY).fail_at(Layer::Mounts, Step::OpenChroot)?),
         };
         if let Some(chroot) = &chroot {
-            sources.identities.push(Identity::of(chroot).fail_at(Layer::Mounts, Step::OpenChroot)?);
             sources.trees.push(tree(chroot, Step::CloneChroot)?);
         }
         for (index, mount) in sandbox.mounts.iter().enumerate() {
@@ -109,9 +71,6 @@ impl Sources {
     fn add(&mut self, index: usize, mount: &Mount, chroot: Option<&OwnedFd>) -> Result<Filesystem, Failure> {
         let failed = Step::OpenSource;
         let source = source_of(mount, chroot).fail_at(Layer::Mounts, failed)?;
-        if let Some(source) = &source {
-            self.identities.push(Identity::of(source).fail_at(Layer::Mounts, failed)?);
-        }
         Ok(match (mount, source) {
             (Mount::Bind { writable, .. }, Some(source)) => {
                 if *writable {
@@ -179,7 +138,7 @@ impl Sources {
 }
 
 /// What a mount shows of the host or of the root, if it shows something.
-fn source_of(mount: &Mount, chroot: Option<&OwnedFd>) -> rustix::io::Result<Option<OwnedFd>> {
+pub(super) fn source_of(mount: &Mount, chroot: Option<&OwnedFd>) -> rustix::io::Result<Option<OwnedFd>> {
     match (mount, chroot) {
         (Mount::Bind { source, .. }, _) => open(source, OFlags::empty()),
         (Mount::Overlay { lower: Some(lower), .. }, _) => open(lower, OFlags::DIRECTORY),
@@ -275,7 +234,7 @@ fn prepare_upper(upper: &OwnedFd) -> rustix::io::Result<()> {
 }
 
 /// Opens a path of the host's, that is not itself a symbolic link.
-fn open(path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+pub(super) fn open(path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
     let flags = flags | OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let opened = openat(CWD, path, flags, Mode::empty())?;
     // With PATH and NOFOLLOW a link would be opened itself.

@@ -103,7 +103,7 @@ pub(super) struct Newborn {
     /// `None` once it is released.
     pub(super) pidfd: Option<OwnedFd>,
     pub(super) private: Channel,
-    /// The other end of that, where an order may have to be taken back.
+    /// The other end of that, once it is parked and an order may have to be taken back.
     pub(super) its_end: Option<Channel>,
     /// A process that was forked off the caller has a copy of this, and nothing to do with the child.
     owner: u32,

@@ -14,7 +14,7 @@ use super::child::{Child, Pipes, Rules};
 use super::descriptors::ChildDescriptors;
 use super::layers;
 use super::living::{Living, release_ended};
-use super::mounts::{Identity, Sources, text};
+use super::mounts::{Sources, text};
 use super::network::Prepared;
 use super::newborn::{Newborn, PendingSpawn, Progress};
 use super::{Client, Interrupt, channel_error, lock, readable_within, wait_for};
@@ -169,19 +169,8 @@ impl Client {
             let network = network.and_then(Prepared::into_place);
             Living { child, uppers: sources.uppers, cgroup: cgroup.clone(), network }
         });
-        let (identities, child_id) = (sources.identities, sandbox.child_id());
-        Ok(Inside {
-            newborn,
-            first_id,
-            layers,
-            descriptions,
-            proc,
-            cgroup,
-            rules,
-            child_id,
-            identities,
-            holds,
-        })
+        let child_id = sandbox.child_id();
+        Ok(Inside { newborn, first_id, layers, descriptions, proc, cgroup, rules, child_id, holds })
     }
 
     fn orders(&self, sandbox: &SandboxConfig, sources: &mut Sources, then: Then<'_>) -> Orders {
@@ -266,10 +255,10 @@ impl Client {
         let cgroup = cgroup.as_ref().map(AsFd::as_fd);
         let descriptors: Vec<_> = iter::once(theirs.as_fd()).chain(cgroup).chain(trees).collect();
         self.ask(Request::Spawn(spawn), &descriptors, interrupt)?;
-        let theirs = matches!(then, Then::Park).then_some(theirs);
+        // Without it, a child that dies is the end of the conversation.
+        drop(theirs);
         let pending = PendingSpawn { private: ours, born: None, pidfd: None };
-        let (mut newborn, first_id) = self.await_report(pending, interrupt)?;
-        newborn.its_end = theirs;
+        let (newborn, first_id) = self.await_report(pending, interrupt)?;
         Ok((sources, first_id, newborn))
     }
 
@@ -397,8 +386,6 @@ pub(super) struct Inside {
     pub(super) rules: Rules,
     /// Of its user code.
     pub(super) child_id: u32,
-    /// What it was given of the filesystem.
-    pub(super) identities: Vec<Identity>,
     /// What it has for as long as it lives.
     pub(super) holds: Option<Living>,
 }

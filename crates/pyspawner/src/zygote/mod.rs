@@ -13,6 +13,7 @@ mod huge_pages;
 mod mappings;
 mod parking;
 mod plan;
+pub mod scout;
 mod shared_memory;
 mod template;
 mod threads;

@@ -3,7 +3,7 @@
 //! Who runs this: a child, inside its sandbox and before any user code. What it has run is of the zygote's modules: their fork hooks, and the
 //! function that warms it up.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use crate::channel::Channel;
 use crate::protocol::{MAX_SUMMARY, Order, Report};
@@ -29,7 +29,7 @@ impl Parking {
     /// next. Ends the process where nobody will wake it.
     #[must_use]
     pub fn wait(self) -> OwnedFd {
-        if self.private.send(&Report::Parked, &[]).is_err() {
+        if self.private.send(&Report::Parked, &[self.private.as_fd()]).is_err() {
             exit_now(1);
         }
         let Ok(Some(received)) = self.private.recv::<Order>() else { exit_now(1) };

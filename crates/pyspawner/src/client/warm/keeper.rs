@@ -3,12 +3,14 @@
 use std::os::fd::AsFd;
 use std::sync::{Arc, Weak};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::event::epoll;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 
-use super::{Bells, NUDGE, Parked, Pools, State, ZYGOTE, lock, ring};
+use super::{Bells, NUDGE, Parked, Pool, Pools, State, ZYGOTE, lock, ring};
+use crate::channel::Channel;
 use crate::client::child::Rules;
 use crate::client::spawn::{Inside, Then};
 use crate::client::{Client, channel_error};
@@ -32,20 +34,32 @@ enum Task {
 }
 
 impl Client {
-    /// Has the keeper look after the pools. It is started when there is something to do for the first time.
-    pub(super) fn keep_warm(self: &Arc<Self>) -> Result<(), Error> {
+    /// Has the keeper look after the pools. Where it cannot be started, that is why no child of this sandbox is parked, and no more: who
+    /// spawns has a child, or gets one that is cloned.
+    pub(super) fn keep_warm(self: &Arc<Self>, sandbox: &SandboxConfig) {
+        if let Err(failure) = self.start_keeper() {
+            self.pools.fail(sandbox, failure);
+        }
+    }
+
+    /// It is started when there is something to do for the first time.
+    fn start_keeper(self: &Arc<Self>) -> Result<(), Error> {
         let bells = {
             let mut state = lock(&self.pools.state);
-            if state.has_keeper || state.is_closed || state.lacks().is_none() {
+            if state.has_keeper || state.is_closed || !state.pools.iter().any(Pool::is_lacking) {
                 if let Some(bells) = &state.bells {
                     ring(&bells.nudge);
                 }
                 return Ok(());
             }
-            let bells = match &state.bells {
-                Some(bells) => Arc::clone(bells),
-                None => Arc::new(Bells::new(self.zygote.pidfd()).map_err(Error::io("eventfd"))?),
-            };
+            let bells =
+                match &state.bells {
+                    Some(bells) => Arc::clone(bells),
+                    None => Arc::new(Bells::new(self.zygote.pidfd()).map_err(|source| Error::Io {
+                        doing: "starting the keeper of warm children",
+                        source,
+                    })?),
+                };
             state.bells = Some(Arc::clone(&bells));
             state.has_keeper = true;
             bells
@@ -53,7 +67,7 @@ impl Client {
         let (pools, client) = (Arc::clone(&self.pools), Arc::downgrade(self));
         let keeper = thread::Builder::new().name("pyspawner-warm".to_owned());
         keeper.spawn(move || keep(&pools, &bells, &client)).map(drop).map_err(|source| {
-            lock(&self.pools.state).has_keeper = false;
+            self.pools.lose_keeper();
             Error::Io { doing: "starting a thread", source }
         })
     }
@@ -61,12 +75,16 @@ impl Client {
     /// A child that is ready to run.
     fn park(&self, sandbox: &SandboxConfig, bells: &Bells) -> Result<Parked, Error> {
         let pools = &self.pools;
+        // Before it is made: what changes meanwhile makes it unusable.
+        let surroundings = bells.look(sandbox);
         let mut inside = self.lock_in(sandbox, Then::Park, &|| {
             if pools.is_closed() { Err(Error::Closed) } else { Ok(()) }
         })?;
-        await_parked(&inside, bells)?;
+        inside.newborn.its_end = Some(await_parked(&inside, bells)?);
         inside.rules = self.limit_cpu(&inside)?;
-        Ok(Parked::new(inside, sandbox))
+        let surroundings =
+            surroundings.map_err(|source| Error::Io { doing: "looking at what is mounted", source })?;
+        Ok(Parked::new(inside, sandbox, surroundings))
     }
 
     /// What it has used until now does not count.
@@ -89,8 +107,8 @@ impl Client {
     }
 }
 
-/// Waits until it is ready, for as long as there is sense in it.
-fn await_parked(inside: &Inside, bells: &Bells) -> Result<(), Error> {
+/// Waits until it is ready, for as long as there is sense in it. Its own end of the conversation.
+fn await_parked(inside: &Inside, bells: &Bells) -> Result<Channel, Error> {
     let private = &inside.newborn.private;
     let mut polled = [private.as_fd(), bells.closing.as_fd()]
         .map(|descriptor| PollFd::from_borrowed_fd(descriptor, PollFlags::IN));
@@ -104,11 +122,14 @@ fn await_parked(inside: &Inside, bells: &Bells) -> Result<(), Error> {
         let summary = format!("it was not done after {} seconds", WARM_UP_PATIENCE.as_secs());
         return Err(Error::WarmUp { summary });
     }
-    match private.recv::<Report>().map_err(channel_error)?.map(|received| received.message) {
-        Some(Report::Parked) => Ok(()),
-        Some(Report::WarmUpFailed { summary }) => Err(Error::WarmUp { summary }),
-        Some(_) => Err(ProtocolError::OutOfOrder { waiting_for: "a child to park" }.into()),
-        None => Err(Error::WarmUp { summary: "it has ended the child".to_owned() }),
+    let Some(received) = private.recv::<Report>().map_err(channel_error)? else {
+        return Err(Error::WarmUp { summary: "the child has ended".to_owned() });
+    };
+    match (received.message, received.descriptors.into_iter().next()) {
+        (Report::Parked, Some(its_end)) => Ok(its_end.into()),
+        (Report::Parked, None) => Err(channel_error(Errno::MFILE.into())),
+        (Report::WarmUpFailed { summary }, _) => Err(Error::WarmUp { summary }),
+        _ => Err(ProtocolError::OutOfOrder { waiting_for: "a child to park" }.into()),
     }
 }
 
@@ -116,6 +137,7 @@ fn await_parked(inside: &Inside, bells: &Bells) -> Result<(), Error> {
 fn keep(pools: &Pools, bells: &Bells, client: &Weak<Client>) {
     // They are for the caller's threads, and one of these may wait for them.
     block_all_signals();
+    let _end = End(pools);
     loop {
         let task = lock(&pools.state).next_task();
         match task {
@@ -136,29 +158,32 @@ fn keep(pools: &Pools, bells: &Bells, client: &Weak<Client>) {
             }
         }
     }
-    // Nobody would notice their end.
-    let ended = lock(&pools.state).drain();
-    pools.end_all(ended);
-    lock(&pools.state).has_keeper = false;
-    pools.changed.notify_all();
+}
+
+/// However the keeper ends: who closes the Client waits for that.
+struct End<'a>(&'a Pools);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        // Nobody would notice their end.
+        let ended = lock(&self.0.state).drain();
+        self.0.end_all(ended);
+        self.0.lose_keeper();
+    }
 }
 
 impl State {
-    /// A sandbox of which fewer are parked than wanted; the one that was used last before others.
-    fn lacks(&self) -> Option<&SandboxConfig> {
-        self.pools.iter().rev().find(|pool| pool.parked.len() < pool.wanted).map(|pool| &pool.sandbox)
-    }
-
     fn next_task(&self) -> Task {
         if self.is_closed {
             return Task::End;
         }
-        let pause = self.retry_at.map(|time| time.saturating_duration_since(Instant::now()));
-        match (self.lacks(), pause, self.next_aged()) {
-            (Some(sandbox), None | Some(Duration::ZERO), _) => Task::Park(Box::new(sandbox.clone())),
-            (Some(_), pause, _) => Task::Wait(pause),
-            (None, _, Some(Duration::ZERO)) => Task::Renew,
-            (None, _, next) => Task::Wait(next),
+        // Of the sandbox that was used last before others.
+        let lacking = self.pools.iter().rev().filter(|pool| pool.is_lacking());
+        let next = lacking.map(|pool| (pool.left(), pool)).min_by_key(|(left, _)| *left);
+        match (next, self.next_aged()) {
+            (Some((Duration::ZERO, pool)), _) => Task::Park(Box::new(pool.sandbox.clone())),
+            (_, Some(Duration::ZERO)) => Task::Renew,
+            (next, aged) => Task::Wait(next.map(|(left, _)| left).into_iter().chain(aged).min()),
         }
     }
 
@@ -179,46 +204,45 @@ impl State {
 impl Pools {
     /// Keeps a child that is ready, if it is still wanted, or remembers why there is none.
     fn put(&self, bells: &Bells, sandbox: &SandboxConfig, parked: Result<Parked, Error>) {
-        let unwanted = {
-            let mut state = lock(&self.state);
-            match parked {
-                Err(error) => {
-                    state.failure = Some(error);
-                    state.back_off();
-                    None
-                }
-                Ok(mut parked) => {
-                    (state.pause, state.retry_at) = (Duration::ZERO, None);
-                    let is_closed = state.is_closed;
-                    let token = state.next_token;
-                    state.next_token += 1;
-                    let pool = state.pools.iter_mut().find(|pool| pool.sandbox == *sandbox);
-                    match pool.filter(|pool| !is_closed && pool.parked.len() < pool.wanted) {
-                        Some(pool) => {
-                            parked.token = token;
-                            // Without it, its death is noticed when it is to be woken.
-                            let _ = bells.watch(parked.pidfd(), token);
-                            pool.parked.push_back(parked);
-                            None
-                        }
-                        None => Some(parked),
-                    }
-                }
-            }
-        };
-        drop(unwanted);
+        match parked {
+            Err(failure) => self.fail(sandbox, failure),
+            Ok(parked) => drop(self.keep(bells, sandbox, parked)),
+        }
         self.changed.notify_all();
     }
 
-    /// Waits until there may be something to do, and ends the children that have died. `false`: the zygote has.
+    /// The child, if nobody wants it.
+    fn keep(&self, bells: &Bells, sandbox: &SandboxConfig, mut parked: Parked) -> Option<Parked> {
+        let mut state = lock(&self.state);
+        parked.token = state.next_token;
+        state.next_token += 1;
+        let is_closed = state.is_closed;
+        let pool = state.pool(sandbox).filter(|pool| !is_closed && pool.is_lacking());
+        let Some(pool) = pool else { return Some(parked) };
+        (pool.pause, pool.retry_at) = (Duration::ZERO, None);
+        // Without it, its death is noticed when it is to be woken.
+        let _ = bells.watch(parked.pidfd(), parked.token);
+        pool.parked.push_back(parked);
+        None
+    }
+
+    fn lose_keeper(&self) {
+        lock(&self.state).has_keeper = false;
+        self.changed.notify_all();
+    }
+
+    /// Waits until there may be something to do, and ends the children that have died. `false`: there will be no more.
     fn watch(&self, bells: &Bells, patience: Option<Duration>) -> bool {
         let timeout = patience.map(|time| {
             // To the end of the millisecond, so that epoll does not answer too early.
             Timespec::try_from(time + Duration::from_millis(1)).unwrap_or_default()
         });
         let mut space = [std::mem::MaybeUninit::uninit(); 64];
-        let Ok((events, _)) = epoll::wait(&bells.epoll, &mut space[..], timeout.as_ref()) else {
-            return true;
+        let events = match epoll::wait(&bells.epoll, &mut space[..], timeout.as_ref()) {
+            Ok((events, _)) => events,
+            Err(Errno::INTR) => return true,
+            // A caller that has closed this descriptor has closed others too.
+            Err(_) => return false,
         };
         let mut dead = Vec::new();
         for event in events {
@@ -231,16 +255,14 @@ impl Pools {
                     for pool in &mut lock(&self.state).pools {
                         if let Some(at) = pool.parked.iter().position(|parked| parked.token == token) {
                             dead.extend(pool.parked.remove(at));
+                            // Whatever kills them may go on doing so.
+                            pool.back_off();
                         }
                     }
                 }
             }
         }
-        if !dead.is_empty() {
-            // Whatever kills them may go on doing so.
-            lock(&self.state).back_off();
-            self.end_all(dead);
-        }
+        self.end_all(dead);
         true
     }
 }

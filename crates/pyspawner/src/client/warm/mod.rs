@@ -7,14 +7,17 @@
 
 mod keeper;
 mod parked;
+mod surroundings;
 
 use std::collections::VecDeque;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::fcntl_dupfd_cloexec;
 
 use super::child::Child;
 use super::descriptors::ChildDescriptors;
@@ -24,6 +27,7 @@ use crate::config::{Mount, Network, SandboxConfig};
 use crate::error::Error;
 
 use parked::Parked;
+use surroundings::{MountTable, Surroundings};
 
 /// How many pools there are of sandboxes that were not asked to be warm but used.
 const MAX_POOLS: usize = 4;
@@ -53,6 +57,9 @@ struct Bells {
     nudge: OwnedFd,
     /// Readable when the Client is closed.
     closing: OwnedFd,
+    /// Readable when the zygote has ended. The keeper's own: a Client that is dropped closes its pidfd, and epoll forgets what is closed.
+    zygote: OwnedFd,
+    mounts: Mutex<MountTable>,
 }
 
 #[derive(Debug)]
@@ -66,10 +73,6 @@ struct State {
     bells: Option<Arc<Bells>>,
     has_keeper: bool,
     is_closed: bool,
-    /// The keeper's last failure, for whoever asks.
-    failure: Option<Error>,
-    pause: Duration,
-    retry_at: Option<Instant>,
 }
 
 /// The parked children of one sandbox.
@@ -81,6 +84,11 @@ struct Pool {
     is_pinned: bool,
     /// The oldest first.
     parked: VecDeque<Parked>,
+    /// Why the last one could not be parked, for whoever asks.
+    failure: Option<Error>,
+    /// After a failure. Each pool has its own: a sandbox that never works is no reason to neglect the others.
+    pause: Duration,
+    retry_at: Option<Instant>,
 }
 
 impl Pools {
@@ -92,9 +100,6 @@ impl Pools {
             bells: None,
             has_keeper: false,
             is_closed: false,
-            failure: None,
-            pause: Duration::ZERO,
-            retry_at: None,
         };
         Self { state: Mutex::new(state), changed: Condvar::new() }
     }
@@ -126,7 +131,7 @@ impl Pools {
             let mut state = lock(&self.state);
             let ended = state.drain();
             if !ended.is_empty() {
-                state.back_off();
+                state.pools.iter_mut().for_each(Pool::back_off);
             }
             ended
         };
@@ -135,9 +140,17 @@ impl Pools {
         has_ended
     }
 
-    /// Why the keeper could not park a child, if it could not since this was asked last.
-    pub(super) fn take_failure(&self) -> Option<Error> {
-        lock(&self.state).failure.take()
+    /// Why no child of one of the sandboxes could be parked, if that was not asked since.
+    fn take_failure(&self) -> Option<Error> {
+        lock(&self.state).pools.iter_mut().rev().find_map(|pool| pool.failure.take())
+    }
+
+    /// Remembers why no child could be parked.
+    fn fail(&self, sandbox: &SandboxConfig, failure: Error) {
+        if let Some(pool) = lock(&self.state).pool(sandbox) {
+            pool.failure = Some(failure);
+            pool.back_off();
+        }
     }
 
     fn is_closed(&self) -> bool {
@@ -160,7 +173,7 @@ impl Pools {
     }
 
     /// A parked child of a sandbox. From here on there is a pool for it.
-    fn take(&self, sandbox: &SandboxConfig) -> Option<Parked> {
+    fn take(&self, sandbox: &SandboxConfig) -> Option<(Parked, Arc<Bells>)> {
         let mut state = lock(&self.state);
         let bells = state.bells.clone();
         let taken = match state.pools.iter().position(|pool| pool.sandbox == *sandbox) {
@@ -178,25 +191,34 @@ impl Pools {
             }
             None => None,
         };
-        if let (Some(bells), Some(parked)) = (bells, &taken) {
-            bells.forget(parked);
-        }
-        taken
+        let (parked, bells) = (taken?, bells?);
+        bells.forget(&parked);
+        Some((parked, bells))
     }
 }
 
 impl Bells {
-    fn new(zygote: BorrowedFd<'_>) -> rustix::io::Result<Self> {
+    fn new(zygote: BorrowedFd<'_>) -> io::Result<Self> {
         let eventfd = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
-        let bells =
-            Self { epoll: epoll::create(CreateFlags::CLOEXEC)?, nudge: eventfd()?, closing: eventfd()? };
+        let bells = Self {
+            epoll: epoll::create(CreateFlags::CLOEXEC)?,
+            nudge: eventfd()?,
+            closing: eventfd()?,
+            zygote: fcntl_dupfd_cloexec(zygote, 3)?,
+            mounts: Mutex::new(MountTable::open()?),
+        };
         bells.watch(bells.nudge.as_fd(), NUDGE)?;
-        bells.watch(zygote, ZYGOTE)?;
+        bells.watch(bells.zygote.as_fd(), ZYGOTE)?;
         Ok(bells)
     }
 
     fn watch(&self, descriptor: BorrowedFd<'_>, token: u64) -> rustix::io::Result<()> {
         epoll::add(&self.epoll, descriptor, EventData::new_u64(token), EventFlags::IN)
+    }
+
+    /// What a sandbox leads to now.
+    fn look(&self, sandbox: &SandboxConfig) -> io::Result<Surroundings> {
+        Surroundings::look(sandbox, &mut lock(&self.mounts))
     }
 
     /// To close a pidfd is not enough: a process that was forked off the caller has it too, and as long as it does, epoll would tell of it.
@@ -226,15 +248,36 @@ impl State {
         ended
     }
 
-    fn back_off(&mut self) {
-        self.pause = (self.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
-        self.retry_at = Some(Instant::now() + self.pause);
+    fn pool(&mut self, sandbox: &SandboxConfig) -> Option<&mut Pool> {
+        self.pools.iter_mut().find(|pool| pool.sandbox == *sandbox)
     }
 }
 
 impl Pool {
     fn new(sandbox: &SandboxConfig, wanted: usize) -> Self {
-        Self { sandbox: sandbox.clone(), wanted, is_pinned: false, parked: VecDeque::new() }
+        Self {
+            sandbox: sandbox.clone(),
+            wanted,
+            is_pinned: false,
+            parked: VecDeque::new(),
+            failure: None,
+            pause: Duration::ZERO,
+            retry_at: None,
+        }
+    }
+
+    fn is_lacking(&self) -> bool {
+        self.parked.len() < self.wanted
+    }
+
+    fn back_off(&mut self) {
+        self.pause = (self.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
+        self.retry_at = Some(Instant::now() + self.pause);
+    }
+
+    /// How long until the next attempt.
+    fn left(&self) -> Duration {
+        self.retry_at.map_or(Duration::ZERO, |time| time.saturating_duration_since(Instant::now()))
     }
 }
 
@@ -280,17 +323,17 @@ impl Client {
             let at = state.pools.iter().position(|pool| pool.sandbox == *sandbox);
             let mut pool = at.map_or_else(|| Pool::new(sandbox, count), |at| state.pools.remove(at));
             (pool.wanted, pool.is_pinned) = (count, true);
+            (pool.failure, pool.retry_at) = (None, None);
             let kept = pool.parked.len().min(count);
             let ended = pool.parked.split_off(kept);
             if count > 0 {
                 state.pools.push(pool);
             }
-            state.failure = None;
-            state.retry_at = None;
             ended
         };
         self.pools.end_all(ended.into());
-        self.keep_warm()
+        self.keep_warm(sandbox);
+        Ok(())
     }
 
     fn await_full(
@@ -306,12 +349,12 @@ impl Client {
                 if state.is_closed {
                     return Err(Error::Closed);
                 }
-                let pool = state.pools.iter().find(|pool| pool.sandbox == *sandbox);
                 // Another thread may have asked for something else meanwhile.
-                if pool.is_none_or(|pool| pool.parked.len() >= count.min(pool.wanted)) {
+                let Some(pool) = state.pool(sandbox) else { return Ok(()) };
+                if pool.parked.len() >= count.min(pool.wanted) {
                     return Ok(());
                 }
-                if let Some(failure) = state.failure.take() {
+                if let Some(failure) = pool.failure.take() {
                     return Err(failure);
                 }
                 if !state.has_keeper {
@@ -336,20 +379,20 @@ impl Client {
         }
         let mut woken = Ok(None);
         let mut unusable = Vec::new();
-        while let Some(parked) = self.pools.take(request.sandbox) {
-            if parked.is_usable(request.sandbox) {
+        while let Some((parked, bells)) = self.pools.take(request.sandbox) {
+            if parked.is_usable(request.sandbox, &bells) {
                 woken = parked.wake(request.process_name, descriptors, interrupt);
                 // Where one does not answer, the next may not either.
                 break;
             }
             unusable.push(parked);
         }
-        self.keep_warm()?;
+        self.keep_warm(request.sandbox);
         self.pools.end_all(unusable);
         woken
     }
 
-    /// Why no child could be parked, if that was so since this was asked last.
+    /// Why no child of one of the sandboxes could be parked, if that was so and is not told yet.
     #[must_use]
     pub fn parking_failure(&self) -> Option<Error> {
         self.pools.take_failure()

@@ -11,13 +11,15 @@ use crate::channel::{Channel, ChannelError};
 use crate::client::child::Child;
 use crate::client::descriptors::ChildDescriptors;
 use crate::client::living::Living;
-use crate::client::mounts::Identity;
 use crate::client::spawn::Inside;
 use crate::client::{Interrupt, channel_error, wait_for};
 use crate::config::{DEFAULT_PROCESS_NAME, Network, SandboxConfig};
 use crate::error::Error;
 use crate::protocol::{Order, Report};
 use crate::sys::wait::wait_pidfd;
+
+use super::Bells;
+use super::surroundings::Surroundings;
 
 /// How long a child that is woken may take to answer before another one is cloned in its place.
 const PATIENCE: Duration = Duration::from_millis(20);
@@ -33,16 +35,18 @@ const LAST_PATIENCE: Duration = Duration::from_secs(1);
 pub(super) struct Parked {
     pub(super) token: u64,
     inside: Inside,
+    /// What it was given of the filesystem.
+    surroundings: Surroundings,
     /// Until when it can be used, if not for ever.
     until: Option<Instant>,
 }
 
 impl Parked {
     /// One that has said that it is ready.
-    pub(super) fn new(inside: Inside, sandbox: &SandboxConfig) -> Self {
+    pub(super) fn new(inside: Inside, sandbox: &SandboxConfig, surroundings: Surroundings) -> Self {
         let is_managed = matches!(sandbox.network, Some(Network::Managed(_)));
         let until = is_managed.then(|| Instant::now() + MAX_AGE);
-        Self { token: 0, inside, until }
+        Self { token: 0, inside, surroundings, until }
     }
 
     /// How long it can be used; `None`: for ever.
@@ -61,12 +65,11 @@ impl Parked {
     }
 
     /// Whether it lives, is not stopped, and has been given what the paths of its sandbox lead to now.
-    pub(super) fn is_usable(&self, sandbox: &SandboxConfig) -> bool {
+    pub(super) fn is_usable(&self, sandbox: &SandboxConfig, bells: &Bells) -> bool {
         let look = libc::WNOHANG | libc::WNOWAIT | libc::WUNTRACED;
         let lives = matches!(wait_pidfd(self.pidfd(), look), Ok(None));
         lives
-            && (self.inside.identities.is_empty()
-                || Identity::all_of(sandbox).is_ok_and(|found| found == self.inside.identities))
+            && bells.look(sandbox).is_ok_and(|found| found == self.surroundings)
             && self.left() != Some(Duration::ZERO)
             && self.inside.holds.as_ref().is_none_or(Living::network_is_current)
     }
