@@ -50,6 +50,7 @@ fn main() {
         child_main: "a.b".into(),
         preload_imports: vec!["c".into()],
         sys_path: Some(vec![b"/d".into()]),
+        memory_image: true,
     };
     let threads = vec![("a".into(), vec!["b".into()])];
     write(0, &ToZygote::Proceed, &[ToZygote::Start(start)]);
@@ -64,7 +65,7 @@ fn main() {
             FromZygote::Importing { module: "a".into() },
             FromZygote::Failed { summary: "a".into(), traceback: "b".into() },
             FromZygote::HandedOver { pid: -1 },
-            FromZygote::Ready { threads },
+            FromZygote::Ready { threads, no_memory_image: Some("a".into()) },
         ],
     );
     write(3, &Order::Run, &[Order::Enter(orders)]);

@@ -49,12 +49,16 @@ class Client:
         one, of a virtual environment for example, it has that one's, plus the working directory. pyspawner must be installed there.
     :param restart: whether the next spawn after the zygote's death starts a new one. It then takes as long as a start; the second of
         such starts in a row not before 0.1 seconds have passed, and each later one after twice as long, up to 30 seconds.
+    :param memory_image: whether what the imports leave in memory is kept in a sealed file of memory from which children take what they
+        touch. A clone then takes about two thirds of the time. Switch it off for a library that cannot bear it. Where the host does not allow
+        it, the log says why, and children start as without.
     :param on_event: is called with each of the :mod:`pyspawner.events`, in the thread in which it happens. Keep it short. What it raises
         is logged.
     :raises ZygoteStartError: a module is missing or raises, ``child_main`` does not exist or cannot be called, the executable cannot
         run or has no pyspawner. The message has the zygote's own traceback. No process is left.
 
-    The threads that an import starts in the zygote are logged to the logger ``pyspawner``, at level INFO.
+    The threads that an import starts in the zygote are logged to the logger ``pyspawner``, at level INFO; so is why there is no
+    memory image.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class Client:
         preload_imports: Sequence[str] = [],
         executable: str = sys.executable,
         restart: bool = False,
+        memory_image: bool = True,
         on_event: Callable[[Event], object] | None = None,
     ) -> None:
         if isinstance(preload_imports, str):
@@ -85,6 +90,7 @@ class Client:
             child_main=child_main,
             preload_imports=list(preload_imports),
             sys_path=[os.fsencode(entry) for entry in sys.path] if own_interpreter else None,
+            memory_image=memory_image,
         )
         self._zygotes = Zygotes(start, self._report, restart=restart)
         for module, threads in self._zygotes.current.threads:
@@ -94,6 +100,8 @@ class Client:
                 len(threads),
                 ", ".join(threads),
             )
+        if self._zygotes.current.no_memory_image is not None:
+            logger.info("the zygote has no memory image: %s", self._zygotes.current.no_memory_image)
 
     @property
     def zygote_pid(self) -> int:

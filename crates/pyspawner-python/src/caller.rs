@@ -52,7 +52,7 @@ pub(crate) struct Client {
 #[pymethods]
 impl Client {
     #[new]
-    #[pyo3(signature = (*, executable, arguments, environment, child_main, preload_imports, sys_path))]
+    #[pyo3(signature = (*, executable, arguments, environment, child_main, preload_imports, sys_path, memory_image))]
     fn new(
         py: Python<'_>,
         executable: PathBuf,
@@ -61,9 +61,17 @@ impl Client {
         child_main: String,
         preload_imports: Vec<String>,
         sys_path: Option<Vec<Vec<u8>>>,
+        memory_image: bool,
     ) -> PyResult<Self> {
-        let options =
-            StartOptions { executable, arguments, environment, child_main, preload_imports, sys_path };
+        let options = StartOptions {
+            executable,
+            arguments,
+            environment,
+            child_main,
+            preload_imports,
+            sys_path,
+            memory_image,
+        };
         without_gil(py, |interrupt| client::Client::start(options, interrupt)).map(|core| Self { core })
     }
 
@@ -120,6 +128,11 @@ impl Client {
     #[getter]
     fn watchdog_pid(&self) -> i32 {
         self.core.watchdog_pid()
+    }
+
+    #[getter]
+    fn no_memory_image(&self) -> Option<String> {
+        self.core.no_memory_image().map(str::to_owned)
     }
 
     #[getter]

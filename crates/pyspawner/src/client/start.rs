@@ -45,6 +45,8 @@ pub struct StartOptions {
     pub preload_imports: Vec<String>,
     /// The caller's `sys.path`; `None` keeps the interpreter's own.
     pub sys_path: Option<Vec<Vec<u8>>>,
+    /// Whether what imports leave in memory is moved to an image that clones need not copy.
+    pub memory_image: bool,
 }
 
 impl Client {
@@ -68,7 +70,7 @@ impl Client {
             importing: None,
         };
         match starting.handshake(options, theirs, [&caller_pidfd, &outputs.0, &outputs.1], interrupt) {
-            Ok((zygote, watchdog, line, threads)) => Ok(Self {
+            Ok(Started { zygote, watchdog, line, threads, no_memory_image }) => Ok(Self {
                 data_bytes: data_bytes(zygote.pid())?,
                 delegation: Delegation::default(),
                 networks: Networks::new(Companions::new(line)),
@@ -77,6 +79,7 @@ impl Client {
                 zygote,
                 watchdog,
                 threads,
+                no_memory_image,
                 abandoned: Mutex::default(),
             }),
             Err(error) => {
@@ -102,7 +105,14 @@ struct Starting {
     importing: Option<String>,
 }
 
-type Started = (Process, Process, Channel, Vec<(String, Vec<String>)>);
+/// A zygote that serves.
+struct Started {
+    zygote: Process,
+    watchdog: Process,
+    line: Channel,
+    threads: Vec<(String, Vec<String>)>,
+    no_memory_image: Option<String>,
+}
 
 impl Starting {
     fn handshake(
@@ -120,6 +130,7 @@ impl Starting {
             child_main: options.child_main,
             preload_imports: options.preload_imports,
             sys_path: options.sys_path,
+            memory_image: options.memory_image,
         });
         match self.connection.send(&start, &descriptors.map(AsFd::as_fd)) {
             // It died at once. The reason is found below, where everything else is.
@@ -153,13 +164,13 @@ impl Starting {
                         return Err(self.why_it_ended(executable).into());
                     }
                 }
-                FromZygote::Ready { threads } => {
+                FromZygote::Ready { threads, no_memory_image } => {
                     let out_of_order = ProtocolError::OutOfOrder { waiting_for: "hello" };
                     let line = self.line.take().ok_or(out_of_order.clone())?;
                     let (Some(zygote), Some(watchdog)) = (self.process.take(), self.watchdog.take()) else {
                         return Err(out_of_order.into());
                     };
-                    return Ok((zygote, watchdog, line, threads));
+                    return Ok(Started { zygote, watchdog, line, threads, no_memory_image });
                 }
                 FromZygote::HandedOver { .. } => {
                     return Err(ProtocolError::OutOfOrder { waiting_for: "ready" }.into());

@@ -24,6 +24,7 @@ use crate::sys::kernel::{exit_now, set_comm};
 use crate::sys::{descriptors, title::Title};
 
 use super::host::{Host, HostUser, go_back};
+use super::memory_image::MemoryImage;
 use super::plan::{Plan, Prepared};
 use super::watchdog::Watchdog;
 use super::{ZygoteError, receive};
@@ -67,11 +68,18 @@ pub struct Zygote {
     watchdog: Watchdog,
     title: Option<Title>,
     plan: Plan,
+    image: Option<MemoryImage>,
 }
 
 impl Zygote {
-    pub(super) fn new(channel: Channel, watchdog: Watchdog, title: Option<Title>, plan: Plan) -> Self {
-        Self { channel, watchdog, title, plan }
+    pub(super) fn new(
+        channel: Channel,
+        watchdog: Watchdog,
+        title: Option<Title>,
+        plan: Plan,
+        image: Option<MemoryImage>,
+    ) -> Self {
+        Self { channel, watchdog, title, plan, image }
     }
 
     /// Clones one child for each request, until the caller closes the connection. Returns in the zygote once, and once in every child.
@@ -125,6 +133,9 @@ impl Zygote {
                         cpu_microseconds.map(|microseconds| CpuBudget { microseconds, of_cgroup, pid });
                     let reported = self.set_up(&private, pid, &pidfd, host_user, budget, cgroup.as_ref());
                     hooks.after_in_parent();
+                    if let Some(image) = &mut self.image {
+                        image.after_clone();
+                    }
                     reported?;
                 }
                 Err(failure) => {

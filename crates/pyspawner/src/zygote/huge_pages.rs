@@ -2,18 +2,20 @@
 //! imported, that is most of what a spawn takes. Of each 2 MiB that are gathered into one huge page, only one entry is left. A child that
 //! writes to them still gets copies of 4 KiB.
 
+use std::ops::Range;
+
 use super::mappings::Mapping;
 use crate::sys::mapping::collapse;
 
 /// What one entry of a page table's upper level maps, on x86-64 and, with pages of 4 KiB, on aarch64.
-const HUGE: usize = 2 << 20;
+pub(super) const HUGE: usize = 2 << 20;
 
-/// Gathers what imports have left in the private memory of this process into huge pages. Where the kernel cannot (before Linux 6.1, or
+/// Gathers private memory that imports have left in these mappings of this process into huge pages. Where the kernel cannot (before Linux 6.1, or
 /// no memory in one piece), the pages stay as they are: nothing but time depends on it.
 #[expect(unsafe_code, reason = "passes on what the table of mappings says")]
-pub(super) fn gather(mappings: &[Mapping]) {
-    for mapping in mappings.iter().filter(|mapping| is_gatherable(mapping)) {
-        for start in whole_blocks(mapping) {
+pub(super) fn gather<'a>(mappings: impl Iterator<Item = &'a Mapping>) {
+    for mapping in mappings.filter(|mapping| is_gatherable(mapping)) {
+        for start in whole_blocks(&mapping.range()) {
             // SAFETY: private memory without a file, by the table; and its contents stay the same.
             unsafe { collapse(start, HUGE) };
         }
@@ -27,10 +29,10 @@ fn is_gatherable(mapping: &Mapping) -> bool {
         && !["sh", "dc", "wf", "gd", "nh", "lo"].into_iter().any(|flag| mapping.has(flag))
 }
 
-fn whole_blocks(mapping: &Mapping) -> impl Iterator<Item = usize> {
-    let first = mapping.start.next_multiple_of(HUGE);
-    let end = mapping.start + mapping.length;
-    (first..end).step_by(HUGE).take_while(move |start| start + HUGE <= end)
+/// Where the huge pages begin that a range can have.
+pub(super) fn whole_blocks(range: &Range<usize>) -> impl Iterator<Item = usize> + use<> {
+    let Range { start, end } = *range;
+    (start.next_multiple_of(HUGE)..end).step_by(HUGE).take_while(move |start| start + HUGE <= end)
 }
 
 #[cfg(test)]
@@ -47,7 +49,8 @@ mod tests {
     #[test]
     fn only_whole_aligned_blocks_are_gathered() {
         let mappings = table("rw-p", 0, "rd wr mr mw me ac sd");
-        assert_eq!(whole_blocks(&mappings[0]).collect::<Vec<_>>(), [0x7f00_0020_0000, 0x7f00_0040_0000]);
+        let blocks: Vec<_> = whole_blocks(&mappings[0].range()).collect();
+        assert_eq!(blocks, [0x7f00_0020_0000, 0x7f00_0040_0000]);
     }
 
     #[test]

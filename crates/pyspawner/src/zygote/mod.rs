@@ -10,12 +10,14 @@ mod companions;
 mod host;
 mod huge_pages;
 mod mappings;
+mod memory_image;
 mod plan;
 mod shared_memory;
 mod template;
 mod threads;
 mod watchdog;
 
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 
@@ -25,12 +27,15 @@ use rustix::process::{Pid, PidfdFlags, getpid, getppid, pidfd_open};
 
 use crate::channel::{Channel, ChannelError, Received};
 use crate::protocol::{FromZygote, MAX_TRACEBACK, Message, Start, ToZygote};
+use crate::sys::arenas;
 use crate::sys::clone::ThreadFacts;
 use crate::sys::descriptors;
-use crate::sys::kernel::set_comm;
+use crate::sys::kernel::{set_comm, settle_heap};
 use crate::sys::title::Title;
 
 pub use clone::{ChildStart, ForkHooks, Served, Zygote};
+use mappings::Mapping;
+use memory_image::{OwnTables, Planned};
 use plan::Plan;
 pub use template::Needs;
 use threads::Census;
@@ -111,7 +116,7 @@ impl Boot {
     /// # Errors
     ///
     /// Not started by this version of pyspawner; or the watchdog cannot be made.
-    pub fn begin(number: RawFd) -> Result<Self, ZygoteError> {
+    pub fn begin(number: RawFd, arena_setter: &CStr) -> Result<Self, ZygoteError> {
         let channel = Channel::from(
             descriptors::inherit(number).map_err(ZygoteError::io("taking the caller's socket"))?,
         );
@@ -138,6 +143,9 @@ impl Boot {
         descriptors::become_stdio(&empty, &stdout, &stderr)
             .map_err(ZygoteError::io("taking the caller's standard output"))?;
         let census = Census::new().map_err(ZygoteError::io("listing threads"))?;
+        if start.memory_image {
+            arenas::lend(arena_setter);
+        }
         Ok(Self { channel, start, watchdog, title, census })
     }
 
@@ -236,6 +244,8 @@ impl Boot {
             let error = ZygoteError::Threads { names: names.join(", "), modules: modules.join(", ") };
             return Err(refused(error, &self.channel));
         }
+        // The heap's end is where it stays.
+        settle_heap();
         let mappings = mappings::read()
             .map_err(|error| refused(ZygoteError::io("listing mappings")(error), &self.channel))?;
         let devices = shared_memory::make_all_private(&mappings).map_err(|error| {
@@ -244,12 +254,24 @@ impl Boot {
         if !devices.is_empty() {
             return Err(refused(ZygoteError::DeviceMemory { names: devices.join(", ") }, &self.channel));
         }
-        huge_pages::gather(&mappings);
+        let image = self.start.memory_image.then(|| {
+            let tables = OwnTables::open()?;
+            Planned::new(tables, &mappings, arenas::close())
+        });
+        let planned = image.as_ref().and_then(|planned| planned.as_ref().ok());
+        let stays = |mapping: &&Mapping| planned.is_none_or(|planned| !planned.touches(mapping));
+        huge_pages::gather(mappings.iter().filter(stays));
         drop(mappings);
         let plan = Plan::new(needs).map_err(|error| refused(error, &self.channel))?;
         let threads = self.census.into_report();
-        self.channel.send(&FromZygote::Ready { threads }, &[]).map_err(ZygoteError::channel("ready"))?;
-        Ok(Zygote::new(self.channel, self.watchdog, self.title, plan))
+        // From here on, whatever is written is written in all clones.
+        settle_heap();
+        let image = image.map(|planned| planned.and_then(Planned::take));
+        let no_memory_image = image.as_ref().and_then(|taken| taken.as_ref().err()).map(ToString::to_string);
+        self.channel
+            .send(&FromZygote::Ready { threads, no_memory_image }, &[])
+            .map_err(ZygoteError::channel("ready"))?;
+        Ok(Zygote::new(self.channel, self.watchdog, self.title, plan, image.and_then(Result::ok)))
     }
 
     fn tell(&self, message: &FromZygote) -> Result<(), ZygoteError> {
