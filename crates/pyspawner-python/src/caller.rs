@@ -53,6 +53,7 @@ pub(crate) struct Client {
 impl Client {
     #[new]
     #[pyo3(signature = (*, executable, arguments, environment, child_main, preload_imports, sys_path, memory_image))]
+    #[expect(clippy::too_many_arguments, reason = "one an option of the zygote")]
     fn new(
         py: Python<'_>,
         executable: PathBuf,

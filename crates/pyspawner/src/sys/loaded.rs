@@ -24,9 +24,11 @@ unsafe extern "C" fn collect(object: *mut libc::dl_phdr_info, _: usize, found: *
         (headers, object.dlpi_addr, &mut *found.cast::<Vec<Range<usize>>>())
     };
     for header in headers {
-        if header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_W != 0 {
-            // Addresses of this very process.
-            let (start, length) = ((base + header.p_vaddr) as usize, header.p_memsz as usize);
+        if header.p_type != libc::PT_LOAD || header.p_flags & libc::PF_W == 0 {
+            continue;
+        }
+        let range = (usize::try_from(base + header.p_vaddr), usize::try_from(header.p_memsz));
+        if let (Ok(start), Ok(length)) = range {
             found.push(start & !(PAGE - 1)..(start + length).next_multiple_of(PAGE));
         }
     }

@@ -79,20 +79,14 @@ pub(crate) unsafe fn move_to_file(
     // Nothing here may write to the heap, of which this may be a part.
     let mut done = 0;
     while done < length {
-        let place = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::FileTooLarge)?;
+        let place = libc::off_t::try_from(offset + done as u64).map_err(|_| io::ErrorKind::FileTooLarge)?;
+        let memory = ptr::with_exposed_provenance(start + done);
         // SAFETY: the kernel reads; what is not mapped is an error.
-        let written = unsafe {
-            libc::pwrite(
-                file.as_raw_fd(),
-                ptr::with_exposed_provenance(start + done),
-                length - done,
-                place + done.cast_signed() as libc::off_t,
-            )
-        };
-        match written {
-            -1 => return Err(io::Error::last_os_error()),
-            0 => return Err(io::ErrorKind::WriteZero.into()),
-            written => done += written.cast_unsigned(),
+        let written = unsafe { libc::pwrite(file.as_raw_fd(), memory, length - done, place) };
+        match usize::try_from(written) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => done += written,
+            Err(_) => return Err(io::Error::last_os_error()),
         }
     }
     // SAFETY: by our caller; and the file has the same contents there, from which nothing is taken until the seals are on it.

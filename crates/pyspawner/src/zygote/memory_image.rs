@@ -371,3 +371,144 @@ impl OwnTables {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::single_range_in_vec_init, reason = "lists of ranges, some of one")]
+mod tests {
+    use super::*;
+    use crate::zygote::mappings::in_table;
+
+    const LIBRARY: &str = "\
+7f0000000000-7f0000004000 r--p 00000000 fe:00 77 /usr/lib/a.so
+VmFlags: rd mr mw me
+7f0000004000-7f0000008000 r-xp 00004000 fe:00 77 /usr/lib/a.so
+VmFlags: rd ex mr mw me
+7f0000008000-7f000000a000 r--p 00008000 fe:00 77 /usr/lib/a.so
+VmFlags: rd mr mw me ac
+7f000000a000-7f000000b000 rw-p 0000a000 fe:00 77 /usr/lib/a.so
+VmFlags: rd wr mr mw me ac
+7f000000b000-7f0000020000 rw-p 00000000 00:00 0
+VmFlags: rd wr mr mw me ac
+";
+    /// Its variables: the end of it is the library's, and then comes memory of another owner.
+    const VARIABLES: Range<usize> = 0x7f00_0000_8000..0x7f00_0001_0000;
+
+    fn one(permissions: &str, flags: &str) -> Mapping {
+        let smaps = format!(
+            "7f0000000000-7f0000100000 {permissions} 00000000 00:00 0\nProtectionKey: 0\nVmFlags: {flags}\n"
+        );
+        in_table(&smaps).remove(0)
+    }
+
+    fn gather(pages: &[usize], whole: Range<usize>) -> Vec<Range<usize>> {
+        let mut parts = Vec::new();
+        let mut gathered = Gathered::new(whole.start * PAGE..whole.end * PAGE);
+        for page in pages {
+            gathered.extend(page * PAGE, |part| parts.push(part));
+        }
+        parts.extend(gathered.last());
+        parts.into_iter().map(|part| part.start / PAGE..part.end / PAGE).collect()
+    }
+
+    #[test]
+    fn a_librarys_variables_are_moved_and_what_lies_beside_them_is_not() {
+        let mappings = in_table(LIBRARY);
+        let found: Vec<_> = movable(&mappings, &[VARIABLES]).map(|(_, range)| range).collect();
+        let expected = [
+            0x7f00_0000_8000..0x7f00_0000_a000,
+            0x7f00_0000_a000..0x7f00_0000_b000,
+            0x7f00_0000_b000..0x7f00_0001_0000,
+        ];
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn a_mapping_of_a_file_is_moved_whole_or_not_at_all() {
+        let mappings = in_table(LIBRARY);
+        let half = [0x7f00_0000_9000..0x7f00_0000_b000];
+        let found: Vec<_> = movable(&mappings, &half).map(|(_, range)| range).collect();
+        assert_eq!(found, [0x7f00_0000_a000..0x7f00_0000_b000]);
+    }
+
+    #[test]
+    fn memory_of_an_unknown_owner_stays() {
+        assert_eq!(movable(&in_table(LIBRARY), &[]).count(), 0);
+    }
+
+    #[test]
+    fn ordinary_private_memory_is_movable() {
+        assert!(is_movable(&one("rw-p", "rd wr mr mw me ac sd")));
+        assert!(is_movable(&one("r--p", "rd mr mw me ac")));
+    }
+
+    #[test]
+    fn memory_with_a_wish_stays_as_it_is() {
+        for (permissions, flags) in [
+            ("rwxp", "rd wr ex mr mw me ac"),
+            ("---p", "mr mw me"),
+            ("rw-s", "rd wr sh mr mw me ms"),
+            ("rw-p", "rd wr mr mw me gd ac"),
+            ("rw-p", "rd wr mr mw me lo ac"),
+            ("rw-p", "rd wr mr mw me dc ac"),
+            ("rw-p", "rd wr mr mw me wf ac"),
+            ("rw-p", "rd wr mr mw me dd ac"),
+            ("rw-p", "rd wr mr mw me um ac"),
+            ("rw-p", "rd wr mr mw me uw ac"),
+            ("rw-p", "rd wr mr mw me ht"),
+            ("rw-p", "rd wr mr mw me nh"),
+            ("rw-p", "rd wr mr mw me sl"),
+            ("rw-p", "rd wr mr mw me pf io"),
+        ] {
+            assert!(!is_movable(&one(permissions, flags)), "{permissions} {flags}");
+        }
+    }
+
+    #[test]
+    fn memory_behind_a_protection_key_stays_as_it_is() {
+        let mut mapping = one("rw-p", "rd wr mr mw me ac");
+        mapping.has_key = true;
+        assert!(!is_movable(&mapping));
+        let smaps = "7f0000000000-7f0000001000 rw-p 00000000 00:00 0\nProtectionKey: 1\nVmFlags: rd wr\n";
+        assert!(in_table(smaps)[0].has_key);
+    }
+
+    #[test]
+    fn pages_that_are_near_each_other_are_one_part() {
+        assert_eq!(gather(&[100, 110, 200], 0..300), [100..111, 200..201]);
+    }
+
+    #[test]
+    fn a_part_near_an_end_reaches_to_it() {
+        assert_eq!(gather(&[3, 290], 0..300), [0..4, 290..300]);
+        assert_eq!(gather(&[5], 0..10), [0..10]);
+    }
+
+    #[test]
+    fn where_nothing_is_written_there_is_no_part() {
+        assert_eq!(gather(&[], 0..300), []);
+    }
+
+    #[test]
+    fn huge_pages_fit_where_a_part_is_large_enough_for_them() {
+        let (small, large) = (0x1000..0x5000, 0x50_1000..0xa0_0000);
+        assert_eq!(place_after(0x3000, &small), 0x3000);
+        assert_eq!(place_after(0x3000, &large), 0x20_0000 + 0x10_1000);
+        assert_eq!(place_after(0, &large), 0x10_1000);
+    }
+
+    #[test]
+    fn a_line_of_another_file_is_not_the_images() {
+        let line = |name, inode| format!("7f0000000000-7f0000002000 rw-p 00005000 00:01 {inode} {name}");
+        let found = of_image(&line("/memfd:pyspawner-image (deleted)", 7), 7).unwrap();
+        assert_eq!((found.range, found.offset), (0x7f00_0000_0000..0x7f00_0000_2000, 0x5000));
+        assert!(of_image(&line("/memfd:pyspawner-image (deleted)", 8), 7).is_none());
+        assert!(of_image(&line("/memfd:other (deleted)", 7), 7).is_none());
+    }
+
+    #[test]
+    fn looks_become_rarer() {
+        let mut schedule = Schedule::default();
+        let due: Vec<_> = (1..=20).filter(|_| schedule.is_due()).collect();
+        assert_eq!(due, [1, 2, 4, 8, 16]);
+    }
+}
