@@ -49,9 +49,9 @@ class Client:
         one, of a virtual environment for example, it has that one's, plus the working directory. pyspawner must be installed there.
     :param restart: whether the next spawn after the zygote's death starts a new one. It then takes as long as a start; the second of
         such starts in a row not before 0.1 seconds have passed, and each later one after twice as long, up to 30 seconds.
-    :param memory_image: whether what the imports leave in memory is kept in a sealed file of memory from which children take what they
-        touch. A clone then takes about two thirds of the time. Switch it off for a library that cannot bear it. Where the host does not allow
-        it, the log says why, and children start as without.
+    :param memory_image: whether what the imports leave in memory is kept in a sealed file of memory, of which children get what they
+        touch: a clone need not copy it. Contents are the same without. Where the host does not allow it, the log says why, and clones
+        take longer. Default: ``True``.
     :param on_event: is called with each of the :mod:`pyspawner.events`, in the thread in which it happens. Keep it short. What it raises
         is logged.
     :raises ZygoteStartError: a module is missing or raises, ``child_main`` does not exist or cannot be called, the executable cannot

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
+import os
 import resource
 import signal
 from typing import TYPE_CHECKING
@@ -101,7 +103,7 @@ def test_what_a_child_writes_no_other_child_finds(
     assert run(client, CHECK).text == "True 60000 text 0\n"
 
 
-def test_not_even_past_its_page_tables(client: pyspawner.Client) -> None:
+def test_not_even_what_is_written_past_its_page_tables(client: pyspawner.Client) -> None:
     """The sandbox refuses a child to open its own memory as a file. Root outside may."""
     victim = spawn(client, READ + "print(place, flush=True); input(); print(zygote.secret[:4])")
     place = int(victim.stdout.readline())
@@ -147,13 +149,8 @@ def test_a_child_has_no_descriptor_of_it(with_image: pyspawner.Client) -> None:
 
 
 def test_the_image_is_sealed_and_the_zygote_itself_may_only_read_it(with_image: pyspawner.Client) -> None:
-    import fcntl
-    import os
-
     numbers = [
-        number
-        for number, target in open_descriptors(with_image.zygote_pid).items()
-        if target == IMAGE
+        number for number, target in open_descriptors(with_image.zygote_pid).items() if target == IMAGE
     ]
     assert len(numbers) == 1
     path = f"/proc/{with_image.zygote_pid}/fd/{numbers[0]}"

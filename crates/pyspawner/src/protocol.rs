@@ -192,10 +192,10 @@ pub enum FromZygote {
     },
     /// The zygote serves.
     Ready {
-        /// The threads that imports started, as `(module, thread names)`.
-        threads: Vec<(String, Vec<String>)>,
         /// Why there is no image of its memory, if the caller wants one.
         no_memory_image: Option<String>,
+        /// The threads that imports started, as `(module, thread names)`.
+        threads: Vec<(String, Vec<String>)>,
     },
 }
 

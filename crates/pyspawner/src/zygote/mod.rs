@@ -254,10 +254,8 @@ impl Boot {
         if !devices.is_empty() {
             return Err(refused(ZygoteError::DeviceMemory { names: devices.join(", ") }, &self.channel));
         }
-        let image = self.start.memory_image.then(|| {
-            let tables = OwnTables::open()?;
-            Planned::new(tables, &mappings, arenas::close())
-        });
+        let arenas = arenas::close();
+        let image = self.start.memory_image.then(|| Planned::new(OwnTables::open()?, &mappings, arenas));
         let planned = image.as_ref().and_then(|planned| planned.as_ref().ok());
         let stays = |mapping: &&Mapping| planned.is_none_or(|planned| !planned.touches(mapping));
         huge_pages::gather(mappings.iter().filter(stays));
