@@ -18,7 +18,7 @@ test-rust: | $(VENV)/tools
 	cargo test --quiet --locked
 
 test-python: build
-	tools/apt-install iproute2 iptables libcap2-bin nftables passt
+	tools/apt-install bubblewrap iproute2 iptables libcap2 libcap2-bin nftables passt
 	$(BIN)/python -m pytest --forbid-skips $(PYTEST_OPTIONS)
 
 test-vm: build ## In a virtual machine: what needs a cgroup v2 of its own. No rights are needed once the packages are there.
@@ -34,7 +34,7 @@ lint: build ## Formatting, lints, types, and Rust's documentation, with no warni
 	$(BIN)/ruff format --check
 	$(BIN)/pyright --warnings
 
-bench: build ## Against pyspawner 1.0, forkserver, os.fork, bubblewrap and sandlock, in one run.
+bench: build ## Against pyspawner 1.0, forkserver, os.fork, new interpreters, bubblewrap and sandlock, in one run.
 	tools/apt-install bubblewrap libcap2 nftables
 	$(BIN)/python benches/run.py $(BENCH_OPTIONS)
 

@@ -102,6 +102,12 @@ def probe(
         return [json.loads(outcome.text) for outcome in pool.map(support.communicate, children)]
 
 
+def run_in_derived(client: pyspawner.Client, source: str, sandbox: pyspawner.SandboxConfig) -> str:
+    """What a child of another zygote says, which is a clone of the client's."""
+    with client.derive() as derived:
+        return support.run(derived, source, sandbox=sandbox).text
+
+
 def layer(client: pyspawner.Client, sandbox: pyspawner.SandboxConfig) -> str:
     """What a child says of its network."""
     with netns.running(client, sandbox) as child:

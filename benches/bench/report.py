@@ -1,4 +1,4 @@
-"""Figures, tables and files."""
+"""Percentiles, tables and files."""
 
 from __future__ import annotations
 
@@ -6,37 +6,23 @@ import datetime
 import json
 import os
 import platform
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import environments
-from .contestants import BASELINE, OWN
+from . import environments, headline, plots
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from .harness import Samples
-
-    Results = dict[str, dict[str, Samples]]
+    from .headline import Comparison
+    from .latency import Results, Samples
 
 FIGURES = {
-    "first_byte": "spawn to first byte",
-    "reaped": "spawn to reaped",
+    "spawn_call": "spawn call",
+    "first_byte": "first byte",
+    "reaped": "reaped",
 }
 PERCENTILES = (50, 90, 99)
-
-
-@dataclass(frozen=True)
-class Row:
-    """A contestant's line in a table. Times in milliseconds."""
-
-    name: str
-    runs: int
-    percentiles: dict[int, float]
-    ratio: float | None
-    """Our median by its median: below 1, we are faster. ``None`` if ours is not known."""
-    error: str | None
 
 
 def percentile(samples: Sequence[float], percent: float) -> float:
@@ -46,34 +32,6 @@ def percentile(samples: Sequence[float], percent: float) -> float:
     below = int(place)
     above = min(below + 1, len(ordered) - 1)
     return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
-
-
-def rows(by_contestant: dict[str, Samples], figure: str) -> list[Row]:
-    """Return the table of one figure of one workload."""
-    times = {
-        name: [1000 * seconds for seconds in getattr(samples, figure)]
-        for name, samples in by_contestant.items()
-        if not samples.error
-    }
-    own_median = percentile(times[OWN], 50) if times.get(OWN) else None
-    table: list[Row] = []
-    for name, samples in by_contestant.items():
-        measured = times.get(name) or []
-        percentiles = {percent: percentile(measured, percent) for percent in PERCENTILES if measured}
-        ratio = own_median / percentiles[50] if measured and own_median else None
-        error = samples.error or (None if measured else "no run")
-        table.append(Row(name, len(measured), percentiles, ratio, error))
-    return table
-
-
-def errors(results: Results) -> dict[str, str]:
-    """Who could not run, and why: the first reason of each."""
-    found: dict[str, str] = {}
-    for workload, by_contestant in results.items():
-        for row in rows(by_contestant, "reaped"):
-            if row.error:
-                found.setdefault(row.name, f"{workload}: {row.error}")
-    return found
 
 
 def machine() -> dict[str, Any]:
@@ -95,22 +53,33 @@ def machine() -> dict[str, Any]:
     }
 
 
-def markdown(results: Results, parts: Sequence[str], facts: dict[str, Any]) -> str:
-    """Return the whole report; ``parts`` are lines on what a spawn is made of."""
-    lines = ["# Benchmarks", "", *_headline(results)]
-    lines += [
-        "Times in milliseconds, of one run in which all contestants took turns. Every spawn is cold: a new",
-        "clone, fork or program. `ours by its` is pyspawner's median divided by the contestant's: below 1,",
-        "pyspawner is faster. pyspawner, bubblewrap and sandlock have a sandbox. Written by `benches/run.py`.",
+def markdown(
+    latencies: Results,
+    comparisons: list[Comparison],
+    parts: Iterable[Sequence[str]],
+    errors: Mapping[str, str],
+    facts: Mapping[str, Any],
+) -> str:
+    """Return the whole report; ``parts`` are the tables of all that is not a latency."""
+    lines = [
+        "# Benchmarks",
+        "",
+        *headline.markdown(comparisons, latencies),
+        "All figures are of one run in which all contestants took turns. pyspawner, 1.0, bubblewrap and sandlock have a sandbox. All but",
+        "the new interpreters have imported pandas before they spawn. `pyspawner` alone is cold: each spawn is a new clone. *Warm*",
+        "children were parked before the clock started; with *warm_up* they have used pandas before. Written by `benches/run.py --write`.",
+        "",
+        "## Latency",
+        "",
+        f"Milliseconds from the spawn: {' / '.join(f'p{percent}' for percent in PERCENTILES)}. An `empty` child prints nothing.",
     ]
-    for workload, by_contestant in results.items():
-        for figure, title in FIGURES.items():
-            lines += ["", f"## {workload}, {title}", "", *_table(rows(by_contestant, figure))]
-    lines += ["", *parts]
-    failed = errors(results)
-    if failed:
+    for workload, by_contestant in latencies.items():
+        lines += ["", f"### {workload}", "", *_table(by_contestant)]
+    for part in parts:
+        lines += ["", *part]
+    if errors:
         lines += ["", "## Errors"]
-        for name, reason in failed.items():
+        for name, reason in errors.items():
             lines += ["", f"{name}:", "", *(f"    {line}" for line in reason.splitlines())]
     lines += ["", "## Machine", ""]
     for name, value in facts.items():
@@ -119,49 +88,51 @@ def markdown(results: Results, parts: Sequence[str], facts: dict[str, Any]) -> s
     return "\n".join(lines) + "\n"
 
 
-def _headline(results: Results) -> list[str]:
-    lines: list[str] = []
-    for workload, by_contestant in results.items():
-        ratios = [
-            f"{title} {row.ratio:.2f}"
-            for figure, title in FIGURES.items()
-            for row in rows(by_contestant, figure)
-            if row.name == BASELINE and row.ratio is not None
-        ]
-        if ratios:
-            lines.append(f"- **{workload}: time of {OWN} by that of {BASELINE}: {', '.join(ratios)}**")
-    return [*lines, ""] if lines else []
-
-
-def _table(table: Sequence[Row]) -> list[str]:
+def _table(by_contestant: Mapping[str, Samples]) -> list[str]:
     lines = [
-        "| contestant | runs | p50 | p90 | p99 | ours by its |",
-        "|---|--:|--:|--:|--:|--:|",
+        f"| contestant | runs | {' | '.join(FIGURES.values())} |",
+        "|---|--:|" + "--:|" * len(FIGURES),
     ]
-    for row in table:
-        if row.error:
-            lines.append(f"| {row.name} | {row.runs} | error | error | error | |")
+    for name, samples in by_contestant.items():
+        if samples.error:
+            reason = samples.error.strip().splitlines()[-1].replace("|", "\\|")
+            lines.append(f"| {name} | | {reason} |" + " |" * (len(FIGURES) - 1))
             continue
-        cells = [f"{row.percentiles[percent]:.2f}" for percent in PERCENTILES]
-        ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
-        lines.append(f"| {row.name} | {row.runs} | {' | '.join(cells)} | {ratio} |")
+        cells = [_percentiles(getattr(samples, figure)) for figure in FIGURES]
+        lines.append(f"| {name} | {len(samples.reaped)} | {' | '.join(cells)} |")
     return lines
+
+
+def _percentiles(seconds: Sequence[float]) -> str:
+    if not seconds:
+        return ""
+    return " / ".join(headline.short(1000 * percentile(seconds, percent)) for percent in PERCENTILES)
 
 
 def write(
     directory: Path,
-    results: Results,
-    others: dict[str, dict[str, float]],
-    facts: dict[str, Any],
+    *,
     text: str,
+    latencies: Results,
+    comparisons: Iterable[Comparison],
+    others: Mapping[str, Mapping[str, float]],
+    facts: Mapping[str, Any],
 ) -> None:
-    """Write ``benchmarks.json``, with every sample, and ``benchmarks.md``."""
+    """Write ``benchmarks.md``, ``benchmarks.json`` with every sample, and the plots."""
     directory.mkdir(parents=True, exist_ok=True)
+    for old in directory.glob("*.svg"):
+        old.unlink()
+    for comparison in comparisons:
+        (directory / f"{comparison.name}.svg").write_text(plots.bar_chart(comparison))
     (directory / "benchmarks.md").write_text(text)
     document = {
         "machine": facts,
-        "unit": "microseconds",
-        "results": {
+        "times better": {
+            comparison.title: {"ours": comparison.figure, **_rounded(comparison.ratios)}
+            for comparison in comparisons
+        },
+        "unit of latencies": "microseconds",
+        "latencies": {
             workload: {
                 name: {
                     "error": samples.error,
@@ -169,14 +140,15 @@ def write(
                 }
                 for name, samples in by_contestant.items()
             }
-            for workload, by_contestant in results.items()
+            for workload, by_contestant in latencies.items()
         },
-        **{
-            title: {name: round(value, 2) for name, value in figures.items()}
-            for title, figures in others.items()
-        },
+        **{title: _rounded(figures) for title, figures in others.items()},
     }
     (directory / "benchmarks.json").write_text(_json(document) + "\n")
+
+
+def _rounded(figures: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, 3) for name, value in figures.items()}
 
 
 def _json(value: object, indent: str = "") -> str:

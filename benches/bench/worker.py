@@ -1,10 +1,11 @@
-"""The process that one contestant lives in: it keeps it ready, spawns when told to, and holds the clock.
+"""The process that one contestant lives in: it keeps it ready, and does with it what it is told to.
 
-It reads JSON lines on standard input and answers each with one on standard output:
+It reads JSON lines on standard input, each with the name of a function of ``actions`` and its arguments, and answers
+each with one on standard output:
 
-    (start)               -> {"ready": true}
-    {"workload": "hello"} -> {"spawn_call": …, "first_byte": …, "reaped": …, "output": "hi\\n"}
-    end of file           -> it ends
+    (start)                                    -> {"seconds": …}
+    {"action": "spawn", "workload": "hello"}   -> {"spawn_call": …, "first_byte": …, "reaped": …, "output": "hi\\n"}
+    end of file                                -> it ends
 
 or, instead of any answer, {"error": "…"}. Times are in seconds.
 """
@@ -19,15 +20,14 @@ import time
 import traceback
 from typing import TYPE_CHECKING, Any
 
+from . import actions
 from .environments import UnavailableError
 
 if TYPE_CHECKING:
     from .contestants import Contestant
 
-_CHUNK = 65536
 
-
-def main(module: str) -> None:
+def main(module: str, options: dict[str, Any]) -> None:
     """Serve until standard input ends."""
     # Only answers go to what the harness reads. What anybody else prints goes to standard error.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
@@ -36,43 +36,20 @@ def main(module: str) -> None:
     def answer(message: dict[str, Any]) -> None:
         print(json.dumps(message), file=answers, flush=True)
 
+    started = time.perf_counter()
     try:
-        contestant: Contestant = importlib.import_module(f"bench.contestants.{module}").start()
+        contestant: Contestant = importlib.import_module(f"bench.contestants.{module}").start(**options)
     except UnavailableError as error:
         answer({"error": str(error)})
         return
     except Exception:
         answer({"error": traceback.format_exc()})
         return
-    answer({"ready": True})
+    answer({"seconds": time.perf_counter() - started})
     for line in sys.stdin:
+        request = json.loads(line)
         try:
-            answer(measure(contestant, json.loads(line)["workload"]))
+            answer(actions.ACTIONS[request.pop("action")](contestant, **request))
         except Exception:
             answer({"error": traceback.format_exc()})
     contestant.close()
-
-
-def measure(contestant: Contestant, workload: str) -> dict[str, Any]:
-    """Spawn one child, read its output to the end, reap it."""
-    started = time.perf_counter()
-    child = contestant.spawn(workload)
-    spawned = time.perf_counter()
-    chunk = os.read(child.stdout, _CHUNK)
-    first_byte = time.perf_counter()
-    chunks = [chunk]
-    while chunk:
-        chunk = os.read(child.stdout, _CHUNK)
-        chunks.append(chunk)
-    exit_code = child.reap()
-    reaped = time.perf_counter()
-
-    stderr = child.close().decode(errors="replace")
-    if exit_code != 0:
-        raise RuntimeError(f"the child ended with exit code {exit_code}; its standard error: {stderr}")
-    return {
-        "spawn_call": spawned - started,
-        "first_byte": first_byte - started,
-        "reaped": reaped - started,
-        "output": b"".join(chunks).decode(errors="replace"),
-    }

@@ -9,7 +9,7 @@ use pyspawner::error::{Failure, Step};
 use pyspawner::layer::Layer;
 use pyspawner::protocol::{
     ChildAddress, ChildNetwork, Companion, CpuBudget, FileOrder, Filesystem, FromZygote, Message, MountOrder,
-    Order, Orders, Report, Rlimits, Spawn, Start, ToZygote, View, Watch, encode,
+    Order, Orders, Report, Request, Rlimits, Spawn, Start, ToZygote, View, Watch, encode,
 };
 
 fn main() {
@@ -44,6 +44,7 @@ fn main() {
         optional_layers: OPTIONAL_LAYERS.into(),
         landlock_abi: 7,
         rlimits: Rlimits { processes: Some(300), nice: 1, ..Rlimits::default() },
+        parks: true,
     };
     let start = Start {
         caller: 1,
@@ -51,16 +52,18 @@ fn main() {
         preload_imports: vec!["c".into()],
         sys_path: Some(vec![b"/d".into()]),
         memory_image: true,
+        warm_up: Some("e.f".into()),
     };
     let threads = vec![("a".into(), vec!["b".into()])];
     write(0, &ToZygote::Proceed, &[ToZygote::Start(start)]);
     let spawn = Spawn { trees: 0, namespaces: false, cgroup: false, cpu_microseconds: None };
     let fuller = Spawn { trees: 2, namespaces: true, cgroup: true, cpu_microseconds: Some(300) };
-    write(1, &spawn, &[fuller]);
+    write(1, &Request::Derive, &[Request::Spawn(spawn), Request::Spawn(fuller)]);
     write(
         2,
         &FromZygote::HandOver,
         &[
+            FromZygote::Derived { pid: 300 },
             FromZygote::Hello { watchdog: 300 },
             FromZygote::Importing { module: "a".into() },
             FromZygote::Failed { summary: "a".into(), traceback: "b".into() },
@@ -68,7 +71,7 @@ fn main() {
             FromZygote::Ready { threads, no_memory_image: Some("a".into()) },
         ],
     );
-    write(3, &Order::Run, &[Order::Enter(orders)]);
+    write(3, &Order::Run, &[Order::Enter(orders), Order::Wake { process_name: "name".into() }]);
     write(
         4,
         &Report::Born,
@@ -77,6 +80,9 @@ fn main() {
             Report::NotSpawned { failure, pid: Some(300) },
             Report::Entered { layers: OPTIONAL_LAYERS.map(|layer| (layer, 300)).into() },
             Report::Failed(failure),
+            Report::Parked,
+            Report::WarmUpFailed { summary: "a".into() },
+            Report::Running,
         ],
     );
     let budget = CpuBudget { microseconds: 300, of_cgroup: true, pid: 300 };
@@ -86,7 +92,9 @@ fn main() {
         &[Watch::Refused { errno: 24 }, Watch::This { budget: None }, Watch::This { budget: Some(budget) }],
     );
     let run = Companion::Run { program: c"/a".into(), arguments: vec!["b".into()] };
-    write(6, &Companion::Running, &[Companion::Refused { errno: 24 }, Companion::EndAll, Companion::Ended, run]);
+    let others =
+        [Companion::Refused { errno: 24 }, Companion::EndAll, Companion::Ended, run, Companion::Limit { budget }];
+    write(6, &Companion::Running, &others);
 }
 
 /// `shortest` has a body of one byte: what is before it is the header, which the target adds itself.

@@ -4,7 +4,7 @@
 use std::fmt::Debug;
 
 use libfuzzer_sys::fuzz_target;
-use pyspawner::protocol::{Companion, FromZygote, Message, Order, Report, Spawn, ToZygote, Watch};
+use pyspawner::protocol::{Companion, FromZygote, Message, Order, Report, Request, ToZygote, Watch};
 use pyspawner::protocol::{check_descriptors, decode, encode};
 
 fuzz_target!(|input: &[u8]| {
@@ -12,7 +12,7 @@ fuzz_target!(|input: &[u8]| {
     // Each with a message whose body is one byte.
     match choice % 7 {
         0 => try_both(&ToZygote::Proceed, bytes),
-        1 => try_both(&Spawn { trees: 0, namespaces: false, cgroup: false, cpu_microseconds: None }, bytes),
+        1 => try_both(&Request::Derive, bytes),
         2 => try_both(&FromZygote::HandOver, bytes),
         3 => try_both(&Order::Run, bytes),
         4 => try_both(&Report::Born, bytes),

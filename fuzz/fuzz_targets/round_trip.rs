@@ -11,7 +11,7 @@ use pyspawner::error::{Failure, Step};
 use pyspawner::layer::Layer;
 use pyspawner::protocol::{
     ChildAddress, ChildNetwork, Companion, CpuBudget, FileOrder, Filesystem, FromZygote, Message, MountOrder,
-    Order, Orders, ProtocolError, Report, Rlimits, Spawn, Start, ToZygote, View, Watch,
+    Order, Orders, ProtocolError, Report, Request, Rlimits, Spawn, Start, ToZygote, View, Watch,
 };
 use pyspawner::protocol::{decode, encode};
 
@@ -23,7 +23,7 @@ fuzz_target!(|input: &[u8]| {
 fn try_one(input: &mut Unstructured<'_>) -> Result<()> {
     match input.int_in_range(0..=6)? {
         0 => to_zygote(input).and_then(|message| check(&message, input)),
-        1 => check(&spawn(input)?, input),
+        1 => check(&request(input)?, input),
         2 => from_zygote(input).and_then(|message| check(&message, input)),
         3 => order(input).and_then(|message| check(&message, input)),
         4 => report(input).and_then(|message| check(&message, input)),
@@ -90,10 +90,13 @@ fn failure(input: &mut Unstructured<'_>) -> Result<Failure> {
     Ok(Failure::new(layer(input)?, step, input.arbitrary()?))
 }
 
-fn spawn(input: &mut Unstructured<'_>) -> Result<Spawn> {
+fn request(input: &mut Unstructured<'_>) -> Result<Request> {
+    if input.arbitrary()? {
+        return Ok(Request::Derive);
+    }
     let (trees, namespaces) = input.arbitrary()?;
     let (cgroup, cpu_microseconds) = input.arbitrary()?;
-    Ok(Spawn { trees, namespaces, cgroup, cpu_microseconds })
+    Ok(Request::Spawn(Spawn { trees, namespaces, cgroup, cpu_microseconds }))
 }
 
 fn rlimits(input: &mut Unstructured<'_>) -> Result<Rlimits> {
@@ -117,11 +120,13 @@ fn to_zygote(input: &mut Unstructured<'_>) -> Result<ToZygote> {
         preload_imports: list(input, text)?,
         sys_path: input.arbitrary()?,
         memory_image: input.arbitrary()?,
+        warm_up: optional(input, text)?,
     }))
 }
 
 fn from_zygote(input: &mut Unstructured<'_>) -> Result<FromZygote> {
-    Ok(match input.int_in_range(0..=5)? {
+    Ok(match input.int_in_range(0..=6)? {
+        6 => FromZygote::Derived { pid: input.arbitrary()? },
         0 => FromZygote::Hello { watchdog: input.arbitrary()? },
         1 => FromZygote::Importing { module: text(input)? },
         2 => FromZygote::Failed { summary: text(input)?, traceback: text(input)? },
@@ -135,8 +140,10 @@ fn from_zygote(input: &mut Unstructured<'_>) -> Result<FromZygote> {
 }
 
 fn order(input: &mut Unstructured<'_>) -> Result<Order> {
-    if input.arbitrary()? {
-        return Ok(Order::Run);
+    match input.int_in_range(0..=2)? {
+        0 => return Ok(Order::Run),
+        1 => return Ok(Order::Wake { process_name: text(input)? }),
+        _ => {}
     }
     let network = |input: &mut Unstructured<'_>| {
         let address = |input: &mut Unstructured<'_>| {
@@ -157,6 +164,7 @@ fn order(input: &mut Unstructured<'_>) -> Result<Order> {
         optional_layers: list(input, layer)?,
         landlock_abi: input.arbitrary()?,
         rlimits: rlimits(input)?,
+        parks: input.arbitrary()?,
     }))
 }
 
@@ -188,20 +196,24 @@ fn view(input: &mut Unstructured<'_>) -> Result<View> {
 }
 
 fn report(input: &mut Unstructured<'_>) -> Result<Report> {
-    Ok(match input.int_in_range(0..=4)? {
+    Ok(match input.int_in_range(0..=7)? {
         0 => Report::Born,
         1 => Report::Spawned { pid: input.arbitrary()?, first_id: input.arbitrary()? },
         2 => Report::NotSpawned { failure: failure(input)?, pid: input.arbitrary()? },
         3 => Report::Entered { layers: list(input, |input| Ok((layer(input)?, input.arbitrary()?)))? },
-        _ => Report::Failed(failure(input)?),
+        4 => Report::Failed(failure(input)?),
+        5 => Report::Parked,
+        6 => Report::WarmUpFailed { summary: text(input)? },
+        _ => Report::Running,
     })
 }
 
+fn budget(input: &mut Unstructured<'_>) -> Result<CpuBudget> {
+    let (microseconds, of_cgroup, pid) = input.arbitrary()?;
+    Ok(CpuBudget { microseconds, of_cgroup, pid })
+}
+
 fn watch(input: &mut Unstructured<'_>) -> Result<Watch> {
-    let budget = |input: &mut Unstructured<'_>| {
-        let (microseconds, of_cgroup, pid) = input.arbitrary()?;
-        Ok(CpuBudget { microseconds, of_cgroup, pid })
-    };
     Ok(match input.int_in_range(0..=2)? {
         0 => Watch::This { budget: optional(input, budget)? },
         1 => Watch::Watching,
@@ -210,11 +222,12 @@ fn watch(input: &mut Unstructured<'_>) -> Result<Watch> {
 }
 
 fn companion(input: &mut Unstructured<'_>) -> Result<Companion> {
-    Ok(match input.int_in_range(0..=4)? {
+    Ok(match input.int_in_range(0..=5)? {
         0 => Companion::Run { program: path(input)?, arguments: list(input, text)? },
         1 => Companion::Running,
         2 => Companion::Refused { errno: input.arbitrary()? },
         3 => Companion::EndAll,
+        4 => Companion::Limit { budget: budget(input)? },
         _ => Companion::Ended,
     })
 }

@@ -24,6 +24,7 @@ from pyspawner._errors import (
     RemoteError,
     ResultError,
     SandboxError,
+    WarmUpError,
     ZygoteDiedError,
     ZygoteStartError,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "SandboxFuture",
     "Tmpfs",
     "Usage",
+    "WarmUpError",
     "ZygoteDiedError",
     "ZygoteStartError",
     "__version__",

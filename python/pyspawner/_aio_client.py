@@ -46,18 +46,33 @@ class Client:
         environment: Mapping[str, str] = {},
         preload_imports: Sequence[str] = [],
         executable: str = sys.executable,
+        zygotes: int = 1,
         restart: bool = False,
+        memory_image: bool = True,
+        warm_children: int = 0,
+        warm_up: str | None = None,
+        max_spawns_per_zygote: int | None = None,
         on_event: Callable[[Event], object] | None = None,
     ) -> None:
-        self._make = functools.partial(
-            _client.Client,
-            child_main=child_main,
-            environment=environment,
-            preload_imports=preload_imports,
-            executable=executable,
-            restart=restart,
-            on_event=on_event,
+        self._prepare(
+            functools.partial(
+                _client.Client,
+                child_main=child_main,
+                environment=environment,
+                preload_imports=preload_imports,
+                executable=executable,
+                zygotes=zygotes,
+                restart=restart,
+                memory_image=memory_image,
+                warm_children=warm_children,
+                warm_up=warm_up,
+                max_spawns_per_zygote=max_spawns_per_zygote,
+                on_event=on_event,
+            )
         )
+
+    def _prepare(self, make: Callable[[], _client.Client]) -> None:
+        self._make = make
         self._owner = os.getpid()
         self._is_starting = False
         self._running: tuple[_client.Client, ThreadPoolExecutor] | None = None
@@ -92,6 +107,14 @@ class Client:
         """
         return self._open()[0].zygote_pid
 
+    @property
+    def parked(self) -> int:
+        """As :attr:`pyspawner.Client.parked`.
+
+        :raises RuntimeError: the Client is not started, or closed.
+        """
+        return self._open()[0].parked
+
     def __repr__(self) -> str:
         state = f"zygote pid {self.zygote_pid}" if self._running else "not started, or closed"
         return f"<{type(self).__name__}: {state}>"
@@ -119,6 +142,52 @@ class Client:
             client.spawn_child, args, process_name=process_name, sandbox_config=sandbox_config
         )
         return ChildProcess(await _in_thread(pool, spawn, _end))
+
+    async def prewarm(self, sandbox_config: SandboxConfig, count: int) -> None:
+        """Have children parked, as :meth:`pyspawner.Client.prewarm` does. Cancelled, it returns at once, and they are parked all the same.
+
+        :raises RuntimeError: the Client is not started, or closed, or belongs to another process (after a fork).
+        """
+        client, pool = self._open()
+        job = pool.submit(client.prewarm, sandbox_config, count)
+        await asyncio.wait([_when_done(job)])
+        job.result()
+
+    async def derive(
+        self,
+        *,
+        preload_imports: Sequence[str] = [],
+        child_main: str | None = None,
+        zygotes: int = 1,
+        restart: bool = False,
+        warm_children: int = 0,
+        warm_up: str | None = None,
+        max_spawns_per_zygote: int | None = None,
+        on_event: Callable[[Event], object] | None = None,
+    ) -> Client:
+        """Make another Client, as :meth:`pyspawner.Client.derive` does, and start it. Cancelled, it leaves none.
+
+        :raises RuntimeError: this Client is not started, or closed, or belongs to another process (after a fork).
+
+        Other exceptions are those of :meth:`pyspawner.Client.derive`.
+        """
+        client, _ = self._open()
+        derived = Client.__new__(Client)
+        derived._prepare(
+            functools.partial(
+                client.derive,
+                preload_imports=preload_imports,
+                child_main=child_main,
+                zygotes=zygotes,
+                restart=restart,
+                warm_children=warm_children,
+                warm_up=warm_up,
+                max_spawns_per_zygote=max_spawns_per_zygote,
+                on_event=on_event,
+            )
+        )
+        await derived.start()
+        return derived
 
     async def close(self) -> None:
         """End the zygote, as :meth:`pyspawner.Client.close`. Children go on running. A second call does nothing.

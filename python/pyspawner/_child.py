@@ -8,6 +8,7 @@ import os
 import pickle
 import sys
 import threading
+import traceback
 import weakref
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -16,14 +17,19 @@ from pyspawner._native import tell_uncaught
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pyspawner._native import Start
+
 # In place of an exit code, of which there are 256.
 _UNCAUGHT = 256
 
 
 def run(
-    child_main: Callable[..., object], args_descriptor: int, reseeding: list[Callable[[], object]]
+    child_main: Callable[..., object],
+    start: Start,
+    reseeding: list[Callable[[], object]],
+    warm_up: Callable[[], object],
 ) -> NoReturn:
-    """Unpickle the args, call ``child_main(*args)`` and end the process as Python would.
+    """Park, if that is wanted; then unpickle the args, call ``child_main(*args)`` and end the process as Python would.
 
     Every line here is paid for in each child, and mostly in pages that it touches first.
     """
@@ -31,7 +37,10 @@ def run(
     try:
         # Handlers of the zygote's modules are not this process's: it did not open what they would close.
         atexit._clear()  # pyright: ignore[reportPrivateUsage]
-        code = _call(child_main, args_descriptor, reseeding)
+        if start.parks:
+            _get_ready(start, reseeding, warm_up)
+            reseeding = []
+        code = _call(child_main, start, reseeding)
         code = _finish(code)
     except BaseException as error:
         code = _UNCAUGHT
@@ -45,21 +54,44 @@ def run(
         os._exit(code)
 
 
-def _call(
-    child_main: Callable[..., object], args_descriptor: int, reseeding: list[Callable[[], object]]
-) -> int:
+def _get_ready(start: Start, reseeding: list[Callable[[], object]], warm_up: Callable[[], object]) -> None:
+    """Do what need not wait for a request, and leave no word of it in its output."""
     try:
         for reseed in reseeding:
             reseed()
-        with os.fdopen(args_descriptor, "rb") as file:
-            args = pickle.load(file)  # noqa: S301 (inside the sandbox)
-        child_main(*args)
+        warm_up()
+        _rehearse()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+    except BaseException as error:
+        last = "".join(traceback.format_exception_only(type(error), error)).strip()
+        start.give_up(last.encode("utf-8", "backslashreplace").decode())
+
+
+def _rehearse() -> None:
+    """Do once what every child does with its args, so that the memory for it is there."""
+    descriptor = os.memfd_create("pyspawner-rehearsal")
+    os.write(descriptor, pickle.dumps([], protocol=5))
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    _load(descriptor)
+
+
+def _load(descriptor: int) -> list[Any]:
+    with os.fdopen(descriptor, "rb") as file:
+        return pickle.load(file)  # noqa: S301 (inside the sandbox)
+
+
+def _call(child_main: Callable[..., object], start: Start, reseeding: list[Callable[[], object]]) -> int:
+    try:
+        for reseed in reseeding:
+            reseed()
+        child_main(*_load(start.args()))
     except SystemExit as error:
         return _exit_code(error)
     except BaseException as error:
         # Without our own frame.
-        traceback = error.__traceback__ and error.__traceback__.tb_next
-        sys.excepthook(type(error), error.with_traceback(traceback), traceback)
+        frames = error.__traceback__ and error.__traceback__.tb_next
+        sys.excepthook(type(error), error.with_traceback(frames), frames)
         return _UNCAUGHT
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 import os
 import pickle
 import shutil
@@ -14,20 +15,18 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pyspawner import _native
-from pyspawner._config import SandboxConfig
 from pyspawner._errors import InsecureSandboxWarning
-from pyspawner._limits import Limits
-from pyspawner._mounts import Mount
-from pyspawner._network import to_native
-from pyspawner._process import ChildProcess, open_stdin
-from pyspawner._reporter import Reporter, logger
-from pyspawner._zygotes import Zygotes
-from pyspawner.events import ChildEnded, ChildSpawned, SpawnFailed
+from pyspawner._process import ChildProcess, open_output, open_stdin
+from pyspawner._reporter import Reporter
+from pyspawner._sandbox import to_native
+from pyspawner._zygotes import Imports, Plan, Zygotes
+from pyspawner.events import ChildEnded, ChildSpawned, ParkingFailed, SpawnFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
+    from pyspawner._config import SandboxConfig
     from pyspawner._process import Cause, Usage
     from pyspawner.events import Event
 
@@ -47,13 +46,24 @@ class Client:
         memory can be read by every child.
     :param executable: the Python interpreter. With the caller's own (default) the zygote has the caller's ``sys.path``; with another
         one, of a virtual environment for example, it has that one's, plus the working directory. pyspawner must be installed there.
+    :param zygotes: how many zygotes serve, taking turns: one, and clones of it, which share its memory. A zygote makes one child at a time;
+        more of them use more CPUs.
     :param restart: whether the next spawn after the zygote's death starts a new one. It then takes as long as a start; the second of
         such starts in a row not before 0.1 seconds have passed, and each later one after twice as long, up to 30 seconds.
     :param memory_image: whether what the imports leave in memory is kept in a sealed file of memory, of which children get what they
         touch: a clone need not copy it. Contents are the same without. Where the host does not allow it, the log says why, and clones
         take longer. Default: ``True``.
+    :param warm_children: how many children to have parked of each ``SandboxConfig`` in use, from its second spawn on: cloned, locked in and
+        ready. A spawn that finds one takes a tenth of a millisecond, and another one is made in its place. The four configurations that
+        were used last have some. See also :meth:`prewarm`.
+    :param warm_up: full name of a function without arguments, ``"package.module.function"``. Each parked child calls it before it parks, so
+        that the request need not pay for what is slow the first time. It also runs once at the start, in a process that ends with
+        it, and the zygote imports what it has imported there. Its code is trusted, and ``SystemExit`` in it is an error.
     :param on_event: is called with each of the :mod:`pyspawner.events`, in the thread in which it happens. Keep it short. What it raises
         is logged.
+    :param max_spawns_per_zygote: after how many children a zygote is replaced, with its clones, by a new interpreter, whose addresses in
+        memory are others. It is started in a thread, while the old ones go on serving; a start that fails is tried again, with the pauses
+        of ``restart``. Children of the old ones go on as they are. Default: never.
     :raises ZygoteStartError: a module is missing or raises, ``child_main`` does not exist or cannot be called, the executable cannot
         run or has no pyspawner. The message has the zygote's own traceback. No process is left.
 
@@ -68,40 +78,96 @@ class Client:
         environment: Mapping[str, str] = {},
         preload_imports: Sequence[str] = [],
         executable: str = sys.executable,
+        zygotes: int = 1,
         restart: bool = False,
         memory_image: bool = True,
+        warm_children: int = 0,
+        warm_up: str | None = None,
+        max_spawns_per_zygote: int | None = None,
         on_event: Callable[[Event], object] | None = None,
     ) -> None:
-        if isinstance(preload_imports, str):
-            raise TypeError(
-                f"preload_imports must be a list of module names, not the string {preload_imports!r}"
-            )
-        if "." not in child_main.strip("."):
-            raise ValueError(f'child_main must be "package.module.function", not {child_main!r}')
         own_interpreter = executable == sys.executable
-        self._owner = os.getpid()
-        self._zygotes: Zygotes | None = None
-        self._report = Reporter(on_event)
-        start = functools.partial(
+        interpreter = functools.partial(
             _native.Client,
             executable=_find_executable(executable),
             arguments=_bootstrap_arguments() if own_interpreter else ["-u", "-m", "pyspawner._zygote"],
             environment=_checked_environment(environment),
-            child_main=child_main,
-            preload_imports=list(preload_imports),
             sys_path=[os.fsencode(entry) for entry in sys.path] if own_interpreter else None,
             memory_image=memory_image,
         )
-        self._zygotes = Zygotes(start, self._report, restart=restart)
-        for module, threads in self._zygotes.current.threads:
-            logger.info(
-                "importing %r started %d thread(s) in the zygote: %s; children do not have them",
-                module,
-                len(threads),
-                ", ".join(threads),
+        imports = Imports(
+            _checked_function("child_main", child_main),
+            _checked_imports(preload_imports),
+            None if warm_up is None else _checked_function("warm_up", warm_up),
+        )
+        plan = _checked_plan(zygotes, warm_children, max_spawns_per_zygote, restart=restart)
+        self._begin(interpreter, imports, plan, on_event, None)
+
+    def _begin(
+        self,
+        interpreter: Callable[..., _native.Client],
+        imports: Imports,
+        plan: Plan,
+        on_event: Callable[[Event], object] | None,
+        first: Callable[[], _native.Client] | None,
+    ) -> None:
+        self._owner = os.getpid()
+        self._zygotes: Zygotes | None = None
+        self._has_pools = plan.warm_children > 0
+        self._report = Reporter(on_event)
+        self._interpreter = interpreter
+        self._imports = imports
+        self._zygotes = Zygotes(interpreter, imports, self._report, plan, first=first)
+
+    def derive(
+        self,
+        *,
+        preload_imports: Sequence[str] = [],
+        child_main: str | None = None,
+        zygotes: int = 1,
+        restart: bool = False,
+        warm_children: int = 0,
+        warm_up: str | None = None,
+        max_spawns_per_zygote: int | None = None,
+        on_event: Callable[[Event], object] | None = None,
+    ) -> Client:
+        """Make another Client, whose zygote is a clone of this one's and imports more.
+
+        The two share the memory of what they have in common, and the clone need not import it again. Apart from that, each lives by
+        itself: it has its own children and is closed for itself, and the end of one is not the end of the other. The environment, the
+        executable and ``sys.path`` are this one's.
+
+        A zygote that is started in place of the derived one is a new interpreter, which imports all that both have imported.
+
+        :param preload_imports: modules to import, beside those that the zygote has.
+        :param child_main: as :class:`Client` has it. Default: this one's.
+        :param zygotes: as :class:`Client` has it, and so are the other parameters.
+        :raises ZygoteStartError: as :class:`Client`. No process is left.
+        :raises ZygoteDiedError: the zygote has died.
+        :raises RuntimeError: this Client is closed, or belongs to another process (after a fork).
+        """
+        more = _checked_imports(preload_imports)
+        imports = self._imports.more(
+            None if child_main is None else _checked_function("child_main", child_main),
+            more,
+            None if warm_up is None else _checked_function("warm_up", warm_up),
+        )
+        plan = _checked_plan(zygotes, warm_children, max_spawns_per_zygote, restart=restart)
+        parents = self._open()
+
+        def clone() -> _native.Client:
+            return parents.use(
+                lambda zygote: zygote.derive(
+                    child_main=imports.child_main,
+                    preload_imports=list(more),
+                    warm_children=plan.warm_children_each,
+                    warm_up=imports.warm_up,
+                )
             )
-        if self._zygotes.current.no_memory_image is not None:
-            logger.info("the zygote has no memory image: %s", self._zygotes.current.no_memory_image)
+
+        derived = Client.__new__(Client)
+        derived._begin(self._interpreter, imports, plan, on_event, clone)
+        return derived
 
     @property
     def zygote_pid(self) -> int:
@@ -110,6 +176,14 @@ class Client:
         :raises RuntimeError: the Client is closed.
         """
         return self._open().current.zygote_pid
+
+    @property
+    def parked(self) -> int:
+        """How many warm children wait for a request at this moment, of all configurations.
+
+        :raises RuntimeError: the Client is closed.
+        """
+        return self._open().parked
 
     def __repr__(self) -> str:
         state = f"zygote pid {self._zygotes.current.zygote_pid}" if self._zygotes else "closed"
@@ -141,15 +215,7 @@ class Client:
         """
         if isinstance(args, (str, bytes)):
             raise TypeError(f"args must be a list of arguments for child_main, not {args!r}")
-        # Of any type at run time, whatever the annotation says.
-        if not isinstance(sandbox_config, SandboxConfig):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"sandbox_config must be a SandboxConfig, not {sandbox_config!r}")
-        if isinstance(sandbox_config.mounts, Mount):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"mounts must be a tuple, such as ({sandbox_config.mounts!r},)")
-        network = to_native(sandbox_config.network)
-        mounts = [_to_native(index, mount) for index, mount in enumerate(sandbox_config.mounts)]
-        if isinstance(sandbox_config.skip_sandbox_except, str):
-            raise TypeError("skip_sandbox_except must be a frozenset of layer names, not a string")
+        sandbox = to_native(sandbox_config)
         zygotes = self._open()
         pickled = pickle.dumps(list(args), protocol=5)  # every supported Python reads 5
         if sandbox_config.skip_sandbox_except:
@@ -163,15 +229,7 @@ class Client:
             _native.Client.spawn,
             args=pickled,
             process_name=process_name,
-            chroot_dir=_path(sandbox_config.chroot_dir),
-            mounts=mounts,
-            working_dir=_path(sandbox_config.working_dir),
-            proc=sandbox_config.proc,
-            namespaces=sandbox_config.namespaces,
-            max_landlock_abi=sandbox_config.max_landlock_abi,
-            network=network,
-            limits=_limits(sandbox_config.limits),
-            skip_sandbox_except=sorted(sandbox_config.skip_sandbox_except),
+            sandbox=sandbox,
         )
         started = time.monotonic()
         try:
@@ -179,6 +237,9 @@ class Client:
         except BaseException as error:
             self._report(SpawnFailed(process_name, error, time.monotonic() - started))
             raise
+        if self._has_pools:
+            for failure in zygotes.parking_failures():
+                self._report(ParkingFailed(failure))
         self._report(ChildSpawned(handle.pid, process_name, time.monotonic() - started))
         report = self._report
 
@@ -188,12 +249,34 @@ class Client:
         return ChildProcess(
             pid=handle.pid,
             stdin=open_stdin(stdin),
-            stdout=os.fdopen(stdout, "rb"),
-            stderr=os.fdopen(stderr, "rb"),
+            stdout=open_output(stdout),
+            stderr=open_output(stderr),
             layers=MappingProxyType(dict(handle.layers)),
             _handle=handle,
             _on_end=on_end,
         )
+
+    def prewarm(self, sandbox_config: SandboxConfig, count: int) -> None:
+        """Have ``count`` children of this sandbox parked from now on, and return when they are.
+
+        Each is used by one :meth:`spawn_child` with an equal ``sandbox_config``, and replaced by a new one. It is there however many other
+        configurations come into use, until this is called with 0. docs/warm-children.md has the rest.
+
+        :param count: how many. Each holds three descriptors of the caller's, and a process.
+        :raises ValueError: the configuration is for one child at a time: it has an :class:`Overlay` with an ``upper``, or a
+            :class:`NetworkConfig`; ``count`` is negative; or what :meth:`spawn_child` raises it for.
+        :raises WarmUpError: ``warm_up`` has raised in a child, or did not come to an end.
+
+        Other exceptions are those of :meth:`spawn_child`; then as many as there are stay, and it is tried again from time to time.
+        """
+        count = operator.index(count)
+        if count < 0:
+            raise ValueError(f"count must not be negative: {count}")
+        sandbox = to_native(sandbox_config)
+        zygotes = self._open()
+        # If this fails, it is tried again.
+        self._has_pools = self._has_pools or bool(count)
+        zygotes.prewarm(sandbox, count)
 
     def close(self) -> None:
         """End the zygote. Children go on running; those with a managed network lose it. A second call does nothing.
@@ -229,30 +312,28 @@ class Client:
             self.close()
 
 
-def _to_native(index: int, mount: Mount) -> _native.Mount:
-    # Of any type at run time, whatever the annotation says.
-    if not isinstance(mount, Mount):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(f"mounts[{index}] must be one of Bind, Tmpfs, Overlay, Proc and Dev, not {mount!r}")
-    try:
-        return mount.to_native()
-    except (TypeError, ValueError) as error:
-        # Which argument it was may be in a note.
-        what = ", ".join([str(error), *getattr(error, "__notes__", [])])
-        raise type(error)(f"mounts[{index}]: {what}") from None
+def _checked_function(what: str, name: str) -> str:
+    if "." not in name.strip("."):
+        raise ValueError(f'{what} must be "package.module.function", not {name!r}')
+    return name
 
 
-def _limits(limits: Limits | str) -> Limits:
-    if limits == "required":
-        return Limits(cgroup="required")
-    # Of any type at run time, whatever the annotation says.
-    if not isinstance(limits, Limits):
-        raise TypeError(f'limits must be Limits(...) or "required", not {limits!r}')
-    return limits
+def _checked_imports(preload_imports: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(preload_imports, str):
+        raise TypeError(f"preload_imports must be a list of module names, not the string {preload_imports!r}")
+    return tuple(preload_imports)
 
 
-def _path(path: Path | None) -> Path | None:
-    """Be as lenient as ``open()``: a string is a path too."""
-    return None if path is None else Path(path)
+def _checked_plan(
+    zygotes: int, warm_children: int, max_spawns_per_zygote: int | None, *, restart: bool
+) -> Plan:
+    if operator.index(zygotes) < 1:
+        raise ValueError(f"zygotes must be at least 1, not {zygotes}")
+    if operator.index(warm_children) < 0:
+        raise ValueError(f"warm_children must not be negative: {warm_children}")
+    if max_spawns_per_zygote is not None and operator.index(max_spawns_per_zygote) < 1:
+        raise ValueError(f"max_spawns_per_zygote must be at least 1, not {max_spawns_per_zygote}")
+    return Plan(zygotes, restart, max_spawns_per_zygote, warm_children)
 
 
 def _bootstrap_arguments() -> list[str]:

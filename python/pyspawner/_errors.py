@@ -32,6 +32,10 @@ class ZygoteDiedError(OSError):
     """The zygote has died: killed, or out of memory. Children already running are untouched; make a new ``Client``."""
 
 
+class WarmUpError(RuntimeError):
+    """A child could not be made ready: ``warm_up`` has raised, ended the process, or taken longer than a minute."""
+
+
 class SandboxError(OSError):
     """A layer of the sandbox could not be applied. No user code has run, and nothing is left behind.
 

@@ -131,6 +131,8 @@ class SandboxExecutor(Executor):
     :param environment: of every child, as :class:`Client` has it.
     :param preload_imports: as :class:`Client` has it. Name the modules of your functions: others are imported anew in each child.
     :param executable: as :class:`Client` has it.
+    :param warm_children: as :class:`Client` has it.
+    :param warm_up: as :class:`Client` has it.
     :raises ImportError: ``trust_arrow`` without pyarrow.
     :raises ValueError: ``max_workers`` is less than 1, or a limit is negative.
 
@@ -155,6 +157,8 @@ class SandboxExecutor(Executor):
         environment: Mapping[str, str] = {},
         preload_imports: Sequence[str] = [],
         executable: str = sys.executable,
+        warm_children: int = 0,
+        warm_up: str | None = None,
     ) -> None:
         # Of any type at run time, whatever the annotation says.
         if not isinstance(sandbox_config, SandboxConfig):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -183,6 +187,8 @@ class SandboxExecutor(Executor):
             environment=environment,
             preload_imports=preload_imports,
             executable=executable,
+            warm_children=warm_children,
+            warm_up=warm_up,
         )
         _executors.add(self)
         if self._has_interpreter_ended:

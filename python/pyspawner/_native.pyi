@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from os import PathLike
-from typing import final
+from typing import NoReturn, final
 
 from pyspawner._limits import Limits
 
@@ -28,24 +28,42 @@ class Client:
         preload_imports: list[str],
         sys_path: list[bytes] | None,
         memory_image: bool,
+        warm_children: int,
+        warm_up: str | None,
+        stop: Stop | None = None,
     ) -> Client: ...
+    def derive(
+        self,
+        *,
+        child_main: str,
+        preload_imports: list[str],
+        warm_children: int,
+        warm_up: str | None,
+        stop: Stop | None = None,
+    ) -> Client:
+        """Return a clone of the zygote, with imports of its own."""
     def spawn(
         self,
         args: bytes,
         *,
         process_name: str | None,
-        chroot_dir: str | PathLike[str] | None,
-        mounts: list[Mount],
-        working_dir: str | PathLike[str] | None,
-        proc: bool,
-        namespaces: bool,
-        max_landlock_abi: int | None,
-        network: Network | None,
-        limits: Limits,
-        skip_sandbox_except: list[str],
+        sandbox: Sandbox,
     ) -> tuple[Child, int, int, int]:
         """Return the child, and the caller's ends of its stdin, stdout and stderr."""
+    def prewarm(self, sandbox: Sandbox, count: int) -> None:
+        """Return when so many are parked."""
+    def want_warm(self, sandbox: Sandbox, count: int) -> None:
+        """Have so many parked, some time."""
+    def parking_failure(self) -> BaseException | None:
+        """Why no child could be parked, if that was so since this was asked last."""
+    @property
+    def parked(self) -> int:
+        """How many are parked."""
     def close(self) -> None: ...
+    def retire(self) -> None:
+        """End the zygote and leave its children their watchdog."""
+    def has_ended(self) -> bool:
+        """Return whether, after that, the last child has ended, and nothing is left."""
     @property
     def zygote_pid(self) -> int: ...
     @property
@@ -55,6 +73,31 @@ class Client:
         """Why the zygote has none, if it should."""
     @property
     def threads(self) -> list[tuple[str, list[str]]]: ...
+
+@final
+class Sandbox:
+    """How to lock a child in."""
+
+    def __new__(
+        cls,
+        *,
+        chroot_dir: str | PathLike[str] | None,
+        mounts: list[Mount],
+        working_dir: str | PathLike[str] | None,
+        proc: bool,
+        namespaces: bool,
+        max_landlock_abi: int | None,
+        network: Network | None,
+        limits: Limits,
+        skip_sandbox_except: list[str],
+    ) -> Sandbox: ...
+
+@final
+class Stop:
+    """Gives up the start of a zygote, from another thread, within a tenth of a second."""
+
+    def __new__(cls) -> Stop: ...
+    def set(self) -> None: ...
 
 @final
 class Mount:
@@ -182,6 +225,8 @@ class Boot:
     def preload_imports(self) -> list[str]: ...
     @property
     def sys_path(self) -> list[bytes] | None: ...
+    @property
+    def warm_up(self) -> str | None: ...
     def importing(self, module: str) -> None:
         """Tell the caller whose import begins."""
     def failed(self, summary: str, traceback: str) -> None:
@@ -194,5 +239,20 @@ class Boot:
         """In that fork: wait until the process behind the pidfd has ended and the caller is the parent."""
     def serve(
         self, installation: Sequence[str | PathLike[str]], search_path: Sequence[str | PathLike[str]]
-    ) -> int | None:
-        """Serve until the caller closes its Client. In every child, return the descriptor of the pickled args."""
+    ) -> Start | Boot | None:
+        """Serve until the caller closes its Client. In every child, return its start.
+
+        In a clone that is to be another zygote, return the boot of that one.
+        """
+
+@final
+class Start:
+    """A child, from the inside of its sandbox to what it is to run."""
+
+    @property
+    def parks(self) -> bool:
+        """Whether it parks, and gets ready before that."""
+    def args(self) -> int:
+        """Return the descriptor of the pickled args. A child that parks waits for them."""
+    def give_up(self, summary: str) -> NoReturn:
+        """Tell the caller why it cannot get ready, and end."""

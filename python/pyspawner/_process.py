@@ -137,6 +137,11 @@ def open_stdin(descriptor: int) -> BinaryIO:
     return io.BufferedWriter(_Stdin(descriptor, "wb"))
 
 
+def open_output(descriptor: int) -> BinaryIO:
+    """Open the caller's end of one of a child's outputs. Of what ``open()`` does, this leaves out to ask whether it is a terminal."""
+    return io.BufferedReader(io.FileIO(descriptor, "rb"))
+
+
 @dataclass
 class _Outcome:
     lock: threading.Lock = field(default_factory=threading.Lock)

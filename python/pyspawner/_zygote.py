@@ -6,6 +6,7 @@ and ``sys.path``, and nothing about any child.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import gc
 import importlib
@@ -16,18 +17,22 @@ import traceback
 import warnings
 import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
-from pyspawner import _child
-from pyspawner._native import Boot
+from pyspawner import _child, _scout
+from pyspawner._native import Boot, Start
 from pyspawner._randomness import plan_reseeding
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+# What is imported already of what these functions import.
+_scouted: set[str] = set()
+
+
 def main() -> None:
-    """Be a zygote until the caller closes its ``Client``; in a clone, be its child. Never returns."""
+    """Be a zygote until the caller closes its ``Client``; in a clone, be its child, or another zygote. Never returns."""
     boot = Boot(int(sys.argv[1]))
     sys.argv[:] = [""]
     sys.orig_argv[:] = sys.orig_argv[:1]
@@ -36,13 +41,36 @@ def main() -> None:
         sys.path[:] = map(os.fsdecode, boot.sys_path)
 
     streams = sys.stdin, sys.stdout, sys.stderr
+    while True:
+        child_main, reseeding, warm_up = _import_all(boot, streams)
+        # Bound to names, because every child would free them otherwise.
+        installation, search_path = _installation(), [Path(entry or ".") for entry in sys.path]
+        _freeze()
+        try:
+            served = boot.serve(installation, search_path)
+        except Exception:
+            # Whatever modules would do at the exit is not for a clone to do, which may be of a zygote that lives.
+            traceback.print_exc()
+            os._exit(1)
+        if served is None:
+            os._exit(0)
+        if isinstance(served, Start):
+            _child.run(child_main, served, reseeding, warm_up)
+        boot = served
+
+
+def _import_all(
+    boot: Boot, streams: tuple[TextIO, TextIO, TextIO]
+) -> tuple[Callable[..., object], list[Callable[[], object]], Callable[[], object]]:
+    """Import what children need. What they run, what gives them new random state, and what they do before they park."""
     for module in boot.preload_imports:
         _attempt(
             boot, f"cannot import {module!r} of preload_imports", lambda module=module: _import(boot, module)
         )
     child_main = _attempt(
-        boot, f"child_main {boot.child_main!r} is not usable", lambda: _find_child_main(boot)
+        boot, f"child_main {boot.child_main!r} is not usable", lambda: _find(boot, boot.child_main)
     )
+    warm_up = _attempt(boot, f"warm_up {boot.warm_up!r} is not usable", lambda: _find_warm_up(boot))
     _attempt(boot, "cannot leave the imports' threads behind", lambda: _leave_threads_behind(boot))
 
     reseeding = _attempt(boot, "cannot plan new random state for children", plan_reseeding)
@@ -54,20 +82,17 @@ def main() -> None:
     finalize: Any = weakref.finalize
     for finalizer in finalize._registry.values():
         finalizer.atexit = False
+    return child_main, reseeding, warm_up
 
-    # Bound to names, because every child would free them otherwise.
-    installation, search_path = _installation(), [Path(entry or ".") for entry in sys.path]
+
+def _freeze() -> None:
+    """Make this process fit to be cloned."""
     # Children neither collect nor move what is here: a collection would copy every page.
     gc.collect()
     gc.freeze()
 
     # Where in Python a child was, for its last words when a system call of it is blocked: the sandbox's handler calls this one.
     faulthandler.register(signal.SIGSYS, file=2, all_threads=False, chain=False)
-
-    args = boot.serve(installation, search_path)
-    if args is None:
-        os._exit(0)
-    _child.run(child_main, args, reseeding)
 
 
 def _restore_environment() -> None:
@@ -98,12 +123,28 @@ def _import(boot: Boot, module: str) -> Any:  # noqa: ANN401 (a module's attribu
     return importlib.import_module(module)
 
 
-def _find_child_main(boot: Boot) -> Callable[..., object]:
-    module_name, _, function_name = boot.child_main.rpartition(".")
-    child_main = getattr(_import(boot, module_name), function_name)
-    if not callable(child_main):
-        raise TypeError(f"{boot.child_main} is a {type(child_main).__name__}, which cannot be called")
-    return child_main
+def _find(boot: Boot, name: str) -> Callable[..., object]:
+    module_name, _, function_name = name.rpartition(".")
+    found = getattr(_import(boot, module_name), function_name)
+    if not callable(found):
+        raise TypeError(f"{name} is a {type(found).__name__}, which cannot be called")
+    return found
+
+
+def _find_warm_up(boot: Boot) -> Callable[[], object]:
+    """Find what children do before they park, and import what it imports: children that are not parked profit too."""
+    if boot.warm_up is None:
+        return lambda: None
+    warm_up = _find(boot, boot.warm_up)
+    if boot.warm_up in _scouted:
+        # This is a clone of the zygote that has.
+        return warm_up
+    _scouted.add(boot.warm_up)
+    for module in _scout.modules_imported_by(warm_up):
+        # One that was put into sys.modules by hand, or taken out again, cannot be imported by its name.
+        with contextlib.suppress(Exception):
+            _import(boot, module)
+    return warm_up
 
 
 def _leave_threads_behind(boot: Boot) -> None:

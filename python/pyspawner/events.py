@@ -1,17 +1,32 @@
 """What happens to zygotes and children, for operators: see ``on_event`` of :class:`pyspawner.Client`.
 
-Every event also goes to the logger ``pyspawner``: the end and the new start of a zygote as a warning, the rest at level DEBUG.
+Every event also goes to the logger ``pyspawner``: the death of a zygote, the start of one in its place, a start that has failed where
+nobody waits for it, and that a child could not be parked, as a warning; the rest at level DEBUG.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from pyspawner._process import Cause, Usage
 
-__all__ = ["ChildEnded", "ChildSpawned", "Event", "SpawnFailed", "ZygoteDied", "ZygoteStarted"]
+__all__ = [
+    "ChildEnded",
+    "ChildSpawned",
+    "Event",
+    "ParkingFailed",
+    "SpawnFailed",
+    "StartCause",
+    "ZygoteDied",
+    "ZygoteRetired",
+    "ZygoteStartFailed",
+    "ZygoteStarted",
+]
+
+StartCause: TypeAlias = Literal["start", "restart", "rotation"]
+"""Why a zygote was started: for a new Client; in place of one that has died; in place of one that was old."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +40,10 @@ class ZygoteStarted:
     """How long the start took, imports above all."""
 
     restarts: int
-    """How many zygotes of the same Client were there before it."""
+    """How many zygotes of the same Client have been started in place of dead ones, with this one."""
+
+    cause: StartCause = "start"
+    """Why it was started."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +55,28 @@ class ZygoteDied:
 
     message: str
     """How it ended."""
+
+
+@dataclass(frozen=True)
+class ZygoteStartFailed:
+    """A zygote could not be started beside others that serve. It is tried again."""
+
+    error: BaseException
+    """The exception."""
+
+    seconds: float
+    """How long it took to fail."""
+
+
+@dataclass(frozen=True)
+class ZygoteRetired:
+    """A zygote has ended because another one serves in its place. Its children go on."""
+
+    pid: int
+    """Its pid."""
+
+    spawns: int
+    """How many children it has made, clones that are zygotes among them."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +108,17 @@ class SpawnFailed:
 
 
 @dataclass(frozen=True)
+class ParkingFailed:
+    """No warm child could be made ready. Spawns go on, with children that are cloned for them, and it is tried again.
+
+    It is told with the next spawn; of several failures since the last one, the latest.
+    """
+
+    error: BaseException
+    """Why, as :meth:`pyspawner.Client.prewarm` would raise it."""
+
+
+@dataclass(frozen=True)
 class ChildEnded:
     """A method of its :class:`pyspawner.ChildProcess` has found that a child has ended.
 
@@ -93,4 +144,13 @@ class ChildEnded:
     """As in :class:`pyspawner.Completed`."""
 
 
-Event: TypeAlias = ZygoteStarted | ZygoteDied | ChildSpawned | SpawnFailed | ChildEnded
+Event: TypeAlias = (
+    ZygoteStarted
+    | ZygoteDied
+    | ZygoteStartFailed
+    | ZygoteRetired
+    | ChildSpawned
+    | SpawnFailed
+    | ParkingFailed
+    | ChildEnded
+)

@@ -116,6 +116,15 @@ def watchdog_pid(client: pyspawner.Client) -> int:
     return client._zygotes.current.watchdog_pid
 
 
+def test_a_child_of_a_zygote_that_is_a_clone_of_theirs_finds_nothing_of_them(
+    experienced: pyspawner.Client,
+) -> None:
+    with experienced.derive(preload_imports=["wave"]) as derived:
+        assert markers_that_a_child_finds(derived) == set()
+        for pid in (derived.zygote_pid, watchdog_pid(derived)):
+            assert memory_search.search(search_pattern(PREFIX), str(pid)) == set()
+
+
 FILES = ["cmdline", "comm", "environ", "maps", "mountinfo", "mounts", "stat", "status"]
 
 

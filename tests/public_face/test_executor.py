@@ -42,6 +42,15 @@ def test_each_call_has_a_child_of_its_own(executor):
     assert [executor.submit(functions.count_calls).result() for _ in range(3)] == [[1]] * 3
 
 
+def test_calls_have_warm_children_that_have_run_warm_up():
+    with SandboxExecutor(
+        preload_imports=["executor_functions"], warm_children=1, warm_up="executor_functions.count_calls"
+    ) as executor:
+        assert executor.submit(functions.count_calls).result() == [1], "the first is cold"
+        until(lambda: executor._client.parked == 1)
+        assert executor.submit(functions.count_calls).result() == [1, 1], "warm_up was the first call"
+
+
 def test_a_child_is_called_like_its_function(executor):
     name = executor.submit(functions.evaluate, "Path('/proc/self/cmdline').read_bytes()").result()
     assert name.rstrip(b"\0") == b"executor_functions.evaluate"

@@ -45,6 +45,7 @@ def test_the_public_names_are_these():
         "SandboxFuture",
         "Tmpfs",
         "Usage",
+        "WarmUpError",
         "ZygoteDiedError",
         "ZygoteStartError",
         "__version__",
@@ -60,6 +61,9 @@ def test_the_public_names_for_asyncio_are_these():
     assert {name for name in vars(aio) if not name.startswith("_")} == {*aio.__all__}
     assert {name for name in vars(aio.Client) if not name.startswith("_")} == {
         "close",
+        "derive",
+        "parked",
+        "prewarm",
         "spawn_child",
         "start",
         "zygote_pid",
@@ -86,6 +90,8 @@ def test_the_public_names_for_asyncio_are_these():
     [
         ("Client", "__init__"),
         ("Client", "spawn_child"),
+        ("Client", "prewarm"),
+        ("Client", "derive"),
         ("Client", "close"),
         ("ChildProcess", "communicate"),
         ("ChildProcess", "kill"),
@@ -110,7 +116,12 @@ def test_signatures_are_those_of_1_0():
         ("preload_imports", by_name, []),
         ("executable", by_name, sys.executable),
         # And beside those of 1.0:
+        ("zygotes", by_name, 1),
         ("restart", by_name, False),
+        ("memory_image", by_name, True),
+        ("warm_children", by_name, 0),
+        ("warm_up", by_name, None),
+        ("max_spawns_per_zygote", by_name, None),
         ("on_event", by_name, None),
     ]
     assert shape(pyspawner.Client.spawn_child) == [
@@ -215,6 +226,8 @@ def test_the_shape_of_the_executor():
             "environment": {},
             "preload_imports": [],
             "executable": sys.executable,
+            "warm_children": 0,
+            "warm_up": None,
         }.items()
     ]
     assert shape(pyspawner.SandboxExecutor.submit) == [

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from .. import workloads
-from . import Running
+from . import Contestant, Running
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -20,8 +20,8 @@ def child_main(stdout: Connection, workload: str) -> None:
     workloads.run_preloaded(workload)
 
 
-class ForkServer:
-    """A fork server with pandas preloaded, and this module: a child finds ``child_main`` in memory."""
+class ForkServer(Contestant):
+    """A fork server with pandas preloaded, and this module: a child finds ``child_main`` in memory. It ends with the worker."""
 
     def __init__(self) -> None:
         self._context = multiprocessing.get_context("forkserver")
@@ -31,6 +31,7 @@ class ForkServer:
         reader, writer = self._context.Pipe(duplex=False)
         process = self._context.Process(target=child_main, args=(writer, workload))
         process.start()
+        assert process.pid is not None
         writer.close()
 
         def reap() -> int:
@@ -43,10 +44,7 @@ class ForkServer:
             process.close()
             return b"(its standard error is the worker's)"
 
-        return Running(reader.fileno(), reap, close)
-
-    def close(self) -> None:
-        """The server ends with the worker."""
+        return Running(reader.fileno(), process.pid, reap, close)
 
 
 start = ForkServer

@@ -7,21 +7,21 @@ import sys
 
 from sandlock import Sandbox, StdioMode
 
-from . import Running
+from . import Contestant, Running
+from .new_interpreter import source
 
 
-class Sandlock:
+class Sandlock(Contestant):
     """A program started in a sandbox that may read everything and write nothing, as bubblewrap's here."""
 
     def __init__(self) -> None:
         self._environment = {"PYTHONPATH": os.environ["PYTHONPATH"]}
 
     def spawn(self, workload: str) -> Running:
-        source = f"import pandas; from bench import workloads; workloads.run_preloaded({workload!r})"
         # One of them holds one process.
         sandbox = Sandbox(fs_readable=["/"], clean_env=True, env=self._environment)
         process = sandbox.popen(
-            [sys.executable, "-c", source],
+            [sys.executable, "-c", source(workload)],
             stdin=StdioMode.NULL,
             stdout=StdioMode.PIPED,
             stderr=StdioMode.PIPED,
@@ -29,6 +29,7 @@ class Sandlock:
         stdout, stderr = process.stdout, process.stderr
         assert stdout is not None
         assert stderr is not None
+        assert process.pid is not None
 
         def reap() -> int:
             return process.wait().exit_code
@@ -37,10 +38,7 @@ class Sandlock:
             with stdout, stderr:
                 return stderr.read()
 
-        return Running(stdout.fileno(), reap, close)
-
-    def close(self) -> None:
-        """Nothing is kept between spawns."""
+        return Running(stdout.fileno(), process.pid, reap, close)
 
 
 start = Sandlock

@@ -5,12 +5,16 @@ use std::ffi::OsString;
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
-use pyspawner::client::{self, Conversation, Interrupt, OptionalPipes, Signal, SpawnRequest, StartOptions};
+use pyspawner::client::{
+    self, Conversation, DeriveOptions, Interrupt, OptionalPipes, Signal, SpawnRequest, StartOptions,
+};
 use pyspawner::config::{self, ManagedNetwork, NetworkConfig, SandboxConfig};
 use pyspawner::error::Error;
 
@@ -43,17 +47,50 @@ fn without_gil<T: Send>(
     }
 }
 
+/// The same, and whoever has `stop` gives it up too.
+fn without_gil_until<T: Send>(
+    py: Python<'_>,
+    stop: Option<&Stop>,
+    work: impl Send + FnOnce(Interrupt<'_>) -> Result<T, Error>,
+) -> PyResult<T> {
+    without_gil(py, |interrupt| {
+        work(&|| match stop {
+            Some(stop) if stop.is_set.load(Ordering::Relaxed) => Err(Error::Interrupted),
+            _ => interrupt(),
+        })
+    })
+}
+
+/// Gives up the start of a zygote, from another thread, within a tenth of a second.
+#[pyclass(frozen)]
+#[derive(Default)]
+pub(crate) struct Stop {
+    is_set: AtomicBool,
+}
+
+#[pymethods]
+impl Stop {
+    #[new]
+    fn new() -> Self {
+        Self::default()
+    }
+
+    fn set(&self) {
+        self.is_set.store(true, Ordering::Relaxed);
+    }
+}
+
 /// A running zygote.
 #[pyclass(frozen)]
 pub(crate) struct Client {
-    core: client::Client,
+    core: Arc<client::Client>,
 }
 
 #[pymethods]
 impl Client {
     #[new]
-    #[pyo3(signature = (*, executable, arguments, environment, child_main, preload_imports, sys_path, memory_image))]
-    #[expect(clippy::too_many_arguments, reason = "one an option of the zygote")]
+    #[pyo3(signature = (*, executable, arguments, environment, child_main, preload_imports, sys_path, memory_image, warm_children, warm_up, stop=None))]
+    #[expect(clippy::too_many_arguments, reason = "what a zygote is made of")]
     fn new(
         py: Python<'_>,
         executable: PathBuf,
@@ -63,6 +100,9 @@ impl Client {
         preload_imports: Vec<String>,
         sys_path: Option<Vec<Vec<u8>>>,
         memory_image: bool,
+        warm_children: usize,
+        warm_up: Option<String>,
+        stop: Option<&Bound<'_, Stop>>,
     ) -> PyResult<Self> {
         let options = StartOptions {
             executable,
@@ -72,42 +112,41 @@ impl Client {
             preload_imports,
             sys_path,
             memory_image,
+            warm_children,
+            warm_up,
         };
-        without_gil(py, |interrupt| client::Client::start(options, interrupt)).map(|core| Self { core })
+        let stop = stop.map(Bound::get);
+        let core = without_gil_until(py, stop, |interrupt| client::Client::start(options, interrupt))?;
+        Ok(Self { core: Arc::new(core) })
+    }
+
+    /// A clone of the zygote, with imports of its own.
+    #[pyo3(signature = (*, child_main, preload_imports, warm_children, warm_up, stop=None))]
+    fn derive(
+        &self,
+        py: Python<'_>,
+        child_main: String,
+        preload_imports: Vec<String>,
+        warm_children: usize,
+        warm_up: Option<String>,
+        stop: Option<&Bound<'_, Stop>>,
+    ) -> PyResult<Self> {
+        let options = DeriveOptions { child_main, preload_imports, warm_children, warm_up };
+        let stop = stop.map(Bound::get);
+        let core = without_gil_until(py, stop, |interrupt| self.core.derive(options, interrupt))?;
+        Ok(Self { core: Arc::new(core) })
     }
 
     /// The child, and the caller's ends of its stdin, stdout and stderr.
-    #[pyo3(signature = (args, *, process_name, chroot_dir, mounts, working_dir, proc, namespaces, max_landlock_abi, network, limits, skip_sandbox_except))]
-    #[expect(clippy::too_many_arguments, reason = "one a field of SandboxConfig")]
+    #[pyo3(signature = (args, *, process_name, sandbox))]
     fn spawn(
         &self,
         py: Python<'_>,
         args: &[u8],
         process_name: Option<&str>,
-        chroot_dir: Option<PathBuf>,
-        mounts: Vec<Py<Mount>>,
-        working_dir: Option<PathBuf>,
-        proc: bool,
-        namespaces: bool,
-        max_landlock_abi: Option<u8>,
-        network: Option<Py<Network>>,
-        limits: Limits,
-        skip_sandbox_except: Vec<String>,
+        sandbox: &Sandbox,
     ) -> PyResult<(Child, RawFd, RawFd, RawFd)> {
-        let network = network.map(|network| network.get().core.clone());
-        let mounts = mounts.into_iter().map(|mount| mount.get().core.clone()).collect();
-        let sandbox = SandboxConfig {
-            chroot_dir,
-            mounts,
-            working_dir,
-            proc,
-            namespaces,
-            max_landlock_abi,
-            network,
-            limits: limits.into_core()?,
-            skip_sandbox_except,
-        };
-        let request = SpawnRequest { args, process_name, sandbox: &sandbox };
+        let request = SpawnRequest { args, process_name, sandbox: &sandbox.core };
         let (core, pipes) = without_gil(py, |interrupt| self.core.spawn(&request, interrupt))?;
         Ok((
             Child { core },
@@ -117,8 +156,39 @@ impl Client {
         ))
     }
 
+    /// Returns when so many are parked.
+    fn prewarm(&self, py: Python<'_>, sandbox: &Sandbox, count: usize) -> PyResult<()> {
+        without_gil(py, |interrupt| self.core.prewarm(&sandbox.core, count, interrupt))
+    }
+
+    /// Has so many parked, some time.
+    fn want_warm(&self, py: Python<'_>, sandbox: &Sandbox, count: usize) -> PyResult<()> {
+        py.detach(|| self.core.want_warm(&sandbox.core, count)).map_err(|error| to_python(py, error))
+    }
+
+    /// Why no child could be parked, if that was so since this was asked last.
+    fn parking_failure(&self, py: Python<'_>) -> Option<PyErr> {
+        self.core.parking_failure().map(|error| to_python(py, error))
+    }
+
+    /// How many are parked.
+    #[getter]
+    fn parked(&self) -> usize {
+        self.core.parked()
+    }
+
     fn close(&self, py: Python<'_>) {
         py.detach(|| self.core.close());
+    }
+
+    /// Ends the zygote and leaves its children their watchdog.
+    fn retire(&self, py: Python<'_>) {
+        py.detach(|| self.core.retire());
+    }
+
+    /// Whether, after that, the last child has ended, and nothing is left.
+    fn has_ended(&self, py: Python<'_>) -> bool {
+        py.detach(|| self.core.has_ended())
     }
 
     #[getter]
@@ -139,6 +209,46 @@ impl Client {
     #[getter]
     fn threads(&self) -> Vec<(String, Vec<String>)> {
         self.core.threads().to_vec()
+    }
+}
+
+/// How to lock a child in.
+#[pyclass(frozen, eq)]
+#[derive(PartialEq)]
+pub(crate) struct Sandbox {
+    core: SandboxConfig,
+}
+
+#[pymethods]
+impl Sandbox {
+    #[new]
+    #[pyo3(signature = (*, chroot_dir, mounts, working_dir, proc, namespaces, max_landlock_abi, network, limits, skip_sandbox_except))]
+    #[expect(clippy::too_many_arguments, reason = "one a field of SandboxConfig")]
+    fn new(
+        chroot_dir: Option<PathBuf>,
+        mounts: Vec<Py<Mount>>,
+        working_dir: Option<PathBuf>,
+        proc: bool,
+        namespaces: bool,
+        max_landlock_abi: Option<u8>,
+        network: Option<Py<Network>>,
+        limits: Limits,
+        skip_sandbox_except: Vec<String>,
+    ) -> PyResult<Self> {
+        let network = network.map(|network| network.get().core.clone());
+        let mounts = mounts.into_iter().map(|mount| mount.get().core.clone()).collect();
+        let core = SandboxConfig {
+            chroot_dir,
+            mounts,
+            working_dir,
+            proc,
+            namespaces,
+            max_landlock_abi,
+            network,
+            limits: limits.into_core()?,
+            skip_sandbox_except,
+        };
+        Ok(Self { core })
     }
 }
 

@@ -33,6 +33,7 @@ pub(crate) fn to_python(py: Python<'_>, error: Error) -> PyErr {
         Error::Network(error) => {
             raise(py, "SandboxError", (error.errno(), message, Layer::Network.name(), error.hint()))
         }
+        Error::WarmUp { .. } => raise(py, "WarmUpError", (message,)),
         Error::Io { doing, source } => {
             PyOSError::new_err((source.raw_os_error(), format!("{source}, while doing: {doing}")))
         }

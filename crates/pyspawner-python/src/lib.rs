@@ -13,9 +13,9 @@ use pyo3::prelude::*;
 #[pymodule]
 mod _native {
     #[pymodule_export]
-    use super::caller::{Child, Client, Completed, Ended, Mount, Network, open_beneath};
+    use super::caller::{Child, Client, Completed, Ended, Mount, Network, Sandbox, Stop, open_beneath};
     #[pymodule_export]
-    use super::zygote::{Boot, tell_uncaught};
+    use super::zygote::{Boot, Start, tell_uncaught};
 
     /// The version of the core, the same as the package's.
     #[pymodule_export]

@@ -1,13 +1,13 @@
 //! The zygote's class, and the interpreter's own duties around a clone.
 #![expect(unsafe_code, reason = "the fork guard: CPython's fork hooks")]
 
-use std::os::fd::{IntoRawFd, RawFd};
+use std::os::fd::{IntoRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::ffi::{PyOS_AfterFork_Child, PyOS_AfterFork_Parent, PyOS_BeforeFork};
 use pyo3::prelude::*;
-use pyspawner::zygote::{self, ForkHooks, Needs, Served};
+use pyspawner::zygote::{self, ChildStart, ForkHooks, Needs, Parking, Served};
 
 use crate::errors::from_zygote;
 
@@ -67,6 +67,11 @@ impl Boot {
         Ok(self.core()?.start().sys_path.clone())
     }
 
+    #[getter]
+    fn warm_up(&mut self) -> PyResult<Option<String>> {
+        Ok(self.core()?.start().warm_up.clone())
+    }
+
     /// Tells the caller whose import begins.
     fn importing(&mut self, module: &str) -> PyResult<()> {
         self.core()?.importing(module).map_err(|error| from_zygote(&error))
@@ -92,8 +97,9 @@ impl Boot {
         self.core()?.take_over(predecessor).map_err(|error| from_zygote(&error))
     }
 
-    /// Serves until the caller closes its Client: `None`. In every child it returns the descriptor of the pickled args.
-    fn serve(&mut self, installation: Vec<PathBuf>, search_path: Vec<PathBuf>) -> PyResult<Option<RawFd>> {
+    /// Serves until the caller closes its Client: `None`. In every child it returns its start, and in a clone that is to be another zygote the
+    /// boot of that one.
+    fn serve(&mut self, installation: Vec<PathBuf>, search_path: Vec<PathBuf>) -> PyResult<Option<Serving>> {
         self.core()?;
         let Some(boot) = self.core.take() else { return Ok(None) };
         let served = boot
@@ -102,9 +108,51 @@ impl Boot {
             .map_err(|error| from_zygote(&error))?;
         match served {
             Served::Closed => Ok(None),
-            Served::Child(start) => Ok(Some(start.args.into_raw_fd())),
+            Served::Child(ChildStart::Now { args }) => {
+                Ok(Some(Serving::Child(Start { args: Some(args), parking: None })))
+            }
+            Served::Child(ChildStart::Parks(parking)) => {
+                Ok(Some(Serving::Child(Start { args: None, parking: Some(parking) })))
+            }
+            Served::Derived(boot) => Ok(Some(Serving::Derived(Self { core: Some(boot) }))),
         }
     }
+}
+
+/// A child, from the inside of its sandbox to what it is to run.
+#[pyclass]
+pub(crate) struct Start {
+    args: Option<OwnedFd>,
+    parking: Option<Parking>,
+}
+
+#[pymethods]
+impl Start {
+    /// Whether it parks, and gets ready before that.
+    #[getter]
+    fn parks(&self) -> bool {
+        self.parking.is_some()
+    }
+
+    /// The descriptor of the pickled args, once. A child that parks waits for them.
+    fn args(&mut self) -> PyResult<RawFd> {
+        let args = self.parking.take().map(Parking::wait).or_else(|| self.args.take());
+        args.map(IntoRawFd::into_raw_fd).ok_or_else(|| PyRuntimeError::new_err("the args are taken"))
+    }
+
+    /// Tells the caller why a child that parks cannot get ready, and ends it.
+    fn give_up(&mut self, summary: &str) {
+        if let Some(parking) = self.parking.take() {
+            parking.give_up(summary);
+        }
+    }
+}
+
+/// Who has come back from serving.
+#[derive(IntoPyObject)]
+pub(crate) enum Serving {
+    Child(Start),
+    Derived(Boot),
 }
 
 /// A child's last word but one: an exception ends it, with an exit code of 1.

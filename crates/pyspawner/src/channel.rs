@@ -161,6 +161,16 @@ impl Channel {
         recv(&self.socket, &mut nothing, flags).map(|(_, length)| length)
     }
 
+    /// Takes a message out of the queue of this end unread, with its descriptors. `false`: there is none.
+    pub(crate) fn take_back(&self) -> rustix::io::Result<bool> {
+        let mut nothing: [u8; 0] = [];
+        match retry_on_intr(|| recv(&self.socket, &mut nothing, RecvFlags::DONTWAIT | RecvFlags::TRUNC)) {
+            Ok((_, length)) => Ok(length > 0),
+            Err(Errno::WOULDBLOCK) => Ok(false),
+            Err(errno) => Err(errno),
+        }
+    }
+
     /// Ends the conversation for every process that holds this end: the other one reads what is queued, then end of file.
     pub(crate) fn shut_down(&self) {
         let _ = shutdown(&self.socket, rustix::net::Shutdown::Write);

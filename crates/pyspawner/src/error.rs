@@ -57,13 +57,17 @@ pub enum StartError {
         traceback: String,
     },
     /// The zygote died while it imported `module`.
-    #[error("the zygote died while it imported {module:?} ({status})")]
+    #[error("the zygote died {} ({status})", during(module))]
     DiedImporting {
         /// The module whose import was under way; empty before the first.
         module: String,
         /// How it ended.
         status: Status,
     },
+}
+
+fn during(module: &str) -> String {
+    if module.is_empty() { "at its start".to_owned() } else { format!("while it imported {module:?}") }
 }
 
 fn indented(text: &str) -> String {
@@ -228,6 +232,12 @@ pub enum Error {
     /// A managed network is not possible as it is.
     #[error(transparent)]
     Network(#[from] NetworkError),
+    /// A parked child could not get ready.
+    #[error("a child could not be warmed up: {summary}")]
+    WarmUp {
+        /// One line for people.
+        summary: String,
+    },
     /// The Client is closed.
     #[error("the Client is closed")]
     Closed,

@@ -20,7 +20,7 @@ mod tests;
 const MAGIC: [u8; 4] = *b"pysp";
 
 /// Rises with every change of a message. Both ends must have the same.
-pub const VERSION: u16 = 6;
+pub const VERSION: u16 = 7;
 
 /// Bytes before the body: magic, version, conversation.
 const HEADER: usize = MAGIC.len() + size_of::<u16>() + 1;
@@ -125,6 +125,8 @@ pub struct Start {
     pub sys_path: Option<Vec<Vec<u8>>>,
     /// Whether what imports leave in memory is to be moved to an image that clones need not copy.
     pub memory_image: bool,
+    /// `package.module.function`, for children that park.
+    pub warm_up: Option<String>,
 }
 
 impl Message for ToZygote {
@@ -139,9 +141,30 @@ impl Message for ToZygote {
     }
 }
 
-/// Caller to zygote, on the zygote's socket, from then on: clone a child. With it: one end of the child's private socket, whose
-/// other end the caller keeps; the child's cgroup, if it has one; and the trees that the child gets read-only, for it to find at its
-/// birth. The zygote never learns anything about a child but this: what it does not know, no later child can find in its memory.
+/// Caller to zygote, on the zygote's socket, from then on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// Clone a child. With it: one end of the child's private socket, whose other end the caller keeps; the child's cgroup, if it has one; and
+    /// the trees that the child gets read-only, for it to find at its birth.
+    Spawn(Spawn),
+    /// Clone another zygote. With it: the other zygote's socket, on which all else is said, from [`FromZygote::Derived`] and
+    /// [`ToZygote::Start`] on.
+    Derive,
+}
+
+impl Message for Request {
+    const CONVERSATION: u8 = 2;
+    const MAX_FRAME: usize = 64;
+
+    fn descriptors(&self) -> usize {
+        match self {
+            Self::Spawn(spawn) => 1 + usize::from(spawn.cgroup) + usize::from(spawn.trees),
+            Self::Derive => 1,
+        }
+    }
+}
+
+/// All that the zygote learns about a child: what it does not know, no later child can find in its memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spawn {
     /// How many trees come with the message.
@@ -154,18 +177,15 @@ pub struct Spawn {
     pub cpu_microseconds: Option<u64>,
 }
 
-impl Message for Spawn {
-    const CONVERSATION: u8 = 2;
-    const MAX_FRAME: usize = 64;
-
-    fn descriptors(&self) -> usize {
-        1 + usize::from(self.cgroup) + usize::from(self.trees)
-    }
-}
-
 /// Zygote to caller, on the zygote's socket, until it is ready.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromZygote {
+    /// The answer to [`Request::Derive`], from the clone and once more from its zygote: if one of the two is killed, the caller still knows
+    /// what to reap. With it: the clone's pidfd. It waits for [`ToZygote::Start`].
+    Derived {
+        /// The clone's pid.
+        pid: i32,
+    },
     /// The interpreter is up. With it: the watchdog's pidfd, and a line to it, of [`Companion`].
     Hello {
         /// The watchdog's pid.
@@ -206,7 +226,7 @@ impl Message for FromZygote {
     fn descriptors(&self) -> usize {
         match self {
             Self::Hello { .. } => 2,
-            Self::HandedOver { .. } => 1,
+            Self::Derived { .. } | Self::HandedOver { .. } => 1,
             Self::Importing { .. } | Self::Failed { .. } | Self::HandOver | Self::Ready { .. } => 0,
         }
     }
@@ -220,6 +240,11 @@ pub enum Order {
     Enter(Orders),
     /// Run `child_main`. With it: stdin, stdout, stderr and the memfd of the pickled args.
     Run,
+    /// The same to a child that is parked, with the same descriptors. It takes its name, and answers [`Report::Running`].
+    Wake {
+        /// The name for `comm` and the command line.
+        process_name: String,
+    },
 }
 
 /// The sandbox of one child, computed by the caller.
@@ -239,6 +264,8 @@ pub struct Orders {
     pub landlock_abi: u8,
     /// What each of its processes may use.
     pub rlimits: Rlimits,
+    /// It gets ready to run, and then waits to be woken.
+    pub parks: bool,
 }
 
 /// What each process of a child may use. `None`: as much as the zygote.
@@ -366,7 +393,7 @@ impl Message for Order {
                 let mounts = orders.view.iter().flat_map(|view| &view.mounts);
                 mounts.map(|mount| mount.filesystem.descriptors()).sum()
             }
-            Self::Run => 4,
+            Self::Run | Self::Wake { .. } => 4,
         }
     }
 }
@@ -398,7 +425,19 @@ pub enum Report {
     },
     /// From the child, its last words.
     Failed(Failure),
+    /// From a child that parks: it is ready, and waits to be woken.
+    Parked,
+    /// From one that cannot, its last words.
+    WarmUpFailed {
+        /// One line for people.
+        summary: String,
+    },
+    /// From one that was woken: user code runs next.
+    Running,
 }
+
+/// The longest that [`Report::WarmUpFailed`] can say, in bytes.
+pub const MAX_SUMMARY: usize = 512;
 
 impl Message for Report {
     const CONVERSATION: u8 = 5;
@@ -467,6 +506,12 @@ pub enum Companion {
         /// What the kernel said.
         errno: i32,
     },
+    /// From the caller: kill a child when this is used up; see [`Watch::This`]. With it: the child's pidfd, and its cgroup's `cpu.stat` if the
+    /// budget is of that. The answer is [`Companion::Running`] or [`Companion::Refused`].
+    Limit {
+        /// How much CPU time it has.
+        budget: CpuBudget,
+    },
     /// From the caller: kill all. It asks for no other.
     EndAll,
     /// From the watchdog: none is left.
@@ -480,6 +525,7 @@ impl Message for Companion {
     fn descriptors(&self) -> usize {
         match self {
             Self::Run { .. } => 3,
+            Self::Limit { budget } => 1 + usize::from(budget.of_cgroup),
             Self::Running | Self::Refused { .. } | Self::EndAll | Self::Ended => 0,
         }
     }

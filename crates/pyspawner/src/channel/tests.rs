@@ -12,10 +12,11 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Resource, Rlimit, getpid, getrlimit, setrlimit};
 
 use super::*;
-use crate::protocol::{FromZygote, Order, Orders, Report, Spawn, ToZygote, Watch, encode};
+use crate::protocol::{FromZygote, Order, Orders, Report, Request, Spawn, ToZygote, Watch, encode};
 
 /// A message with one descriptor.
-const SPAWN: Spawn = Spawn { trees: 0, namespaces: false, cgroup: false, cpu_microseconds: None };
+const SPAWN: Request =
+    Request::Spawn(Spawn { trees: 0, namespaces: false, cgroup: false, cpu_microseconds: None });
 
 /// More than any message has, and than a receiver has room for.
 const MANY: usize = 60;
@@ -144,7 +145,7 @@ fn descriptors_are_closed_with_the_message() {
     theirs.send(&SPAWN, &[writer.as_fd()]).expect("send");
     drop(writer);
     assert!(!witness.hangs_up_within(0), "on its way it is open");
-    let received = ours.recv::<Spawn>().expect("received").expect("no end of file");
+    let received = ours.recv::<Request>().expect("received").expect("no end of file");
     assert!(!witness.hangs_up_within(0), "received it is open");
     drop(received);
     witness.assert_closed();
@@ -170,7 +171,8 @@ fn a_wrong_number_of_descriptors_is_an_error() {
     }
     check(&Report::Born);
     check(&SPAWN);
-    check(&Spawn { trees: 2, namespaces: true, cgroup: true, cpu_microseconds: Some(1) });
+    check(&Request::Spawn(Spawn { trees: 2, namespaces: true, cgroup: true, cpu_microseconds: Some(1) }));
+    check(&Request::Derive);
     check(&ToZygote::Start(crate::protocol::Start::default()));
     check(&Order::Run);
     check(&Order::Enter(Orders::default()));
@@ -253,7 +255,7 @@ fn a_message_of_another_conversation_is_an_error() {
     theirs.send(&FromZygote::HandOver, &[]).expect("send");
     assert!(matches!(ours.recv::<Report>(), Err(ChannelError::Protocol(_))), "a word of the zygote");
     theirs.send(&Watch::This { budget: None }, &[writer.as_fd()]).expect("send");
-    assert!(matches!(ours.recv::<Spawn>(), Err(ChannelError::Protocol(_))), "a request to the watchdog");
+    assert!(matches!(ours.recv::<Request>(), Err(ChannelError::Protocol(_))), "a request to the watchdog");
     theirs.send(&SPAWN, &[writer.as_fd()]).expect("send");
     assert!(matches!(ours.recv::<Watch>(), Err(ChannelError::Protocol(_))), "a request to the zygote");
 }
@@ -273,7 +275,7 @@ fn half_a_frame_is_an_error() {
 #[test]
 fn two_frames_in_one_message_are_an_error() {
     let frame = encode(&SPAWN).expect("a frame");
-    let answer = protocol_error(receive_raw::<Spawn>(&[&frame[..], &frame].concat(), 1));
+    let answer = protocol_error(receive_raw::<Request>(&[&frame[..], &frame].concat(), 1));
     assert_eq!(answer, ProtocolError::TrailingBytes { extra: frame.len() });
 }
 
@@ -281,18 +283,18 @@ fn two_frames_in_one_message_are_an_error() {
 fn another_version_is_an_error() {
     let mut frame = encode(&SPAWN).expect("a frame");
     frame[4..6].copy_from_slice(&(protocol::VERSION + 1).to_le_bytes());
-    let answer = protocol_error(receive_raw::<Spawn>(&frame, 1));
+    let answer = protocol_error(receive_raw::<Request>(&frame, 1));
     assert_eq!(answer, ProtocolError::Version { theirs: protocol::VERSION + 1 });
 }
 
 #[test]
 fn a_frame_longer_than_the_limit_is_an_error_with_its_length() {
-    let limit = Spawn::MAX_FRAME;
+    let limit = Request::MAX_FRAME;
     for length in [limit + 1, 1000 * limit] {
-        let answer = protocol_error(receive_raw::<Spawn>(&vec![0; length], 1));
+        let answer = protocol_error(receive_raw::<Request>(&vec![0; length], 1));
         assert_eq!(answer, ProtocolError::Oversized { length, limit });
     }
-    let answer = protocol_error(receive_raw::<Spawn>(&vec![0; limit], 1));
+    let answer = protocol_error(receive_raw::<Request>(&vec![0; limit], 1));
     assert_eq!(answer, ProtocolError::Magic, "of the longest length it is read");
 }
 

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use super::{CLOSE_PATIENCE, channel_error, lock, readable_within};
 use crate::channel::Channel;
 use crate::error::Error;
-use crate::protocol::{Companion, ProtocolError};
+use crate::protocol::{Companion, CpuBudget, ProtocolError};
 
 /// The caller's line to the watchdog.
 #[derive(Debug)]
@@ -39,18 +39,36 @@ impl Companions {
     ) -> Result<(), Error> {
         let program =
             CString::new(program.as_os_str().as_bytes()).map_err(|_| Error::io("exec")(Errno::INVAL))?;
+        self.ask(&Companion::Run { program, arguments }, &[child, stdout.as_fd(), stderr.as_fd()])
+    }
+
+    fn ask(&self, request: &Companion, descriptors: &[BorrowedFd<'_>]) -> Result<(), Error> {
         let line = lock(&self.line);
         let line = line.as_ref().ok_or(Error::Closed)?;
-        line.send(&Companion::Run { program, arguments }, &[child, stdout.as_fd(), stderr.as_fd()])
-            .map_err(channel_error)?;
+        line.send(request, descriptors).map_err(channel_error)?;
         match line.recv::<Companion>().map_err(channel_error)?.map(|received| received.message) {
             Some(Companion::Running) => Ok(()),
             Some(Companion::Refused { errno }) => {
-                Err(Error::io("running a program for a child")(Errno::from_raw_os_error(errno)))
+                Err(Error::io("asking the watchdog for something")(Errno::from_raw_os_error(errno)))
             }
-            Some(_) => Err(ProtocolError::OutOfOrder { waiting_for: "a program's start" }.into()),
+            Some(_) => Err(ProtocolError::OutOfOrder { waiting_for: "the watchdog" }.into()),
             None => Err(Error::io("talking to the watchdog")(Errno::PIPE)),
         }
+    }
+
+    /// Kills a child when its CPU time is used up. `stat` is that of its cgroup.
+    ///
+    /// # Errors
+    ///
+    /// As [`run`](Self::run).
+    pub(super) fn limit(
+        &self,
+        budget: CpuBudget,
+        child: BorrowedFd<'_>,
+        stat: Option<BorrowedFd<'_>>,
+    ) -> Result<(), Error> {
+        let descriptors: Vec<_> = std::iter::once(child).chain(stat).collect();
+        self.ask(&Companion::Limit { budget }, &descriptors)
     }
 
     /// Ends them all; there will be no other.

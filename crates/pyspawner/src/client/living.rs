@@ -14,6 +14,7 @@ use super::uppers::Upper;
 static LIVING: Mutex<Vec<Living>> = Mutex::new(Vec::new());
 
 /// What one child holds.
+#[derive(Debug)]
 pub(super) struct Living {
     /// Its pidfd.
     pub(super) child: OwnedFd,
@@ -26,6 +27,11 @@ impl Living {
     /// Keeps it until the child's end.
     pub(super) fn keep(self) {
         lock(&LIVING).push(self);
+    }
+
+    /// Whether its managed network is what a new one would be.
+    pub(super) fn network_is_current(&self) -> bool {
+        self.network.as_ref().is_none_or(Place::is_current)
     }
 
     fn is_released(&mut self) -> bool {

@@ -8,17 +8,21 @@ mod cgroup;
 mod child;
 mod communicate;
 mod companions;
+mod derive;
+mod descriptors;
 mod layers;
 mod living;
 mod mounts;
 mod network;
+mod newborn;
 mod process;
 mod results;
 mod spawn;
 mod start;
 mod uppers;
+mod warm;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -32,13 +36,17 @@ pub use cgroup::Account;
 use cgroup::Delegation;
 pub use child::{Cause, Child, Ended, Pipes};
 pub use communicate::{Completed, Conversation, OptionalPipes, Output};
+use companions::Companions;
+pub use derive::DeriveOptions;
+use derive::PendingClone;
 use network::Networks;
+use newborn::PendingSpawn;
 use process::Process;
 pub use results::{open_beneath, open_directory};
 pub use rustix::process::Signal;
-use spawn::PendingSpawn;
 pub use spawn::SpawnRequest;
 pub use start::StartOptions;
+use warm::Pools;
 
 /// Asked when a signal interrupts a wait: `Err` gives the operation up.
 pub type Interrupt<'a> = &'a dyn Fn() -> Result<(), Error>;
@@ -56,13 +64,20 @@ pub struct Client {
     zygote: Process,
     watchdog: Process,
     threads: Vec<(String, Vec<String>)>,
+    memory_image: bool,
     no_memory_image: Option<String>,
     /// The private writable memory that every child begins with, in bytes.
     data_bytes: u64,
     delegation: Delegation,
     networks: Networks,
+    /// The line to the watchdog.
+    companions: Arc<Companions>,
+    /// Children that wait for requests.
+    pools: Arc<Pools>,
     /// Children that were asked for and then not waited for, because a signal handler raised.
     abandoned: Mutex<Vec<PendingSpawn>>,
+    /// The same of zygotes.
+    abandoned_clones: Mutex<Vec<PendingClone>>,
 }
 
 impl Client {
@@ -91,8 +106,8 @@ impl Client {
         self.no_memory_image.as_deref()
     }
 
-    /// Ends the zygote and its watchdog. Children live on, without their managed networks. Again, or with a zygote that has died, it does
-    /// nothing more; in another process than the one that made the Client it only closes that process's copy of the connection.
+    /// Ends the zygote and its watchdog. Children live on, without their managed networks. Again it does nothing more; in another process than
+    /// the one that made the Client it only closes that process's copy of the connection.
     pub fn close(&self) {
         if self.check_owner().is_err() {
             // A thread that held the lock at the fork does not exist here.
@@ -102,15 +117,31 @@ impl Client {
             self.networks.forget();
             return;
         }
-        let Some(connection) = lock(&self.connection).take() else { return };
-        // What other threads have asked for is still done: the zygote reads end of file after it.
-        connection.shut_down();
-        self.zygote.end_within(CLOSE_PATIENCE);
+        self.retire();
         // While there is somebody who can.
         self.networks.close();
         // It dies before the caller can, so it will not kill the children.
         self.watchdog.kill();
+    }
+
+    /// Ends the zygote alone. Children live on, with their watchdog and their managed networks, until [`Self::has_ended`].
+    pub fn retire(&self) {
+        self.pools.close();
+        let Some(connection) = lock(&self.connection).take() else { return };
+        // What other threads have asked for is still done: the zygote reads end of file after it.
+        connection.shut_down();
+        self.zygote.end_within(CLOSE_PATIENCE);
         self.reap_abandoned();
+    }
+
+    /// Whether the zygote and all its children have ended. Then nothing of them is left.
+    pub fn has_ended(&self) -> bool {
+        // The watchdog ends with the last of those that it watches.
+        if self.check_owner().is_err() || !readable_within(self.watchdog.pidfd(), 0) {
+            return false;
+        }
+        self.close();
+        true
     }
 
     fn check_owner(&self) -> Result<(), Error> {
@@ -120,6 +151,7 @@ impl Client {
 
     fn reap_abandoned(&self) {
         lock(&self.abandoned).retain_mut(|pending| !pending.end_within(0));
+        lock(&self.abandoned_clones).retain_mut(|pending| !pending.end_within(0));
     }
 }
 

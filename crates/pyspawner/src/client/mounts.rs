@@ -7,7 +7,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat, statat};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxFlags, fstat, mkdirat, openat, statat, statx,
+};
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
@@ -22,6 +24,38 @@ use crate::sys::inside;
 use crate::sys::mount::{Access, map_owners, restrict_mount_tree};
 use crate::sys::user_namespace;
 
+/// Which file it is: its mount, and its number there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Identity {
+    mount: u64,
+    device: (u32, u32),
+    inode: u64,
+}
+
+impl Identity {
+    fn of(file: &OwnedFd) -> rustix::io::Result<Self> {
+        let wanted = StatxFlags::INO | StatxFlags::MNT_ID;
+        let found = statx(file, "", AtFlags::EMPTY_PATH, wanted)?;
+        Ok(Self {
+            mount: found.stx_mnt_id,
+            device: (found.stx_dev_major, found.stx_dev_minor),
+            inode: found.stx_ino,
+        })
+    }
+
+    /// What the paths of `sandbox` lead to now, in the order of [`Sources::identities`].
+    pub(super) fn all_of(sandbox: &SandboxConfig) -> rustix::io::Result<Vec<Self>> {
+        let chroot = sandbox.chroot_dir.as_deref().map(|path| open(path, OFlags::DIRECTORY)).transpose()?;
+        let mut found: Vec<_> = chroot.iter().map(Self::of).collect::<rustix::io::Result<_>>()?;
+        for mount in &sandbox.mounts {
+            if let Some(source) = source_of(mount, chroot.as_ref())? {
+                found.push(Self::of(&source)?);
+            }
+        }
+        Ok(found)
+    }
+}
+
 /// What a child is to see, opened.
 pub(super) struct Sources {
     /// For the zygote to stage.
@@ -30,6 +64,8 @@ pub(super) struct Sources {
     owned: Vec<(usize, OwnedFd)>,
     /// The uppers among them.
     pub(super) uppers: Vec<Upper>,
+    /// What was opened, less the uppers.
+    pub(super) identities: Vec<Identity>,
     /// What the child is to do with them.
     pub(super) view: View,
 }
@@ -45,6 +81,7 @@ impl Sources {
             trees: Vec::new(),
             owned: Vec::new(),
             uppers: Vec::new(),
+            identities: Vec::new(),
             view: View {
                 chroot: sandbox.chroot_dir.is_some(),
                 proc: sandbox.proc,
@@ -58,6 +95,7 @@ impl Sources {
             Some(path) => Some(open(path, OFlags::DIRECTORY).fail_at(Layer::Mounts, Step::OpenChroot)?),
         };
         if let Some(chroot) = &chroot {
+            sources.identities.push(Identity::of(chroot).fail_at(Layer::Mounts, Step::OpenChroot)?);
             sources.trees.push(tree(chroot, Step::CloneChroot)?);
         }
         for (index, mount) in sandbox.mounts.iter().enumerate() {
@@ -70,9 +108,12 @@ impl Sources {
 
     fn add(&mut self, index: usize, mount: &Mount, chroot: Option<&OwnedFd>) -> Result<Filesystem, Failure> {
         let failed = Step::OpenSource;
-        Ok(match mount {
-            Mount::Bind { source, writable, .. } => {
-                let source = open(source, OFlags::empty()).fail_at(Layer::Mounts, failed)?;
+        let source = source_of(mount, chroot).fail_at(Layer::Mounts, failed)?;
+        if let Some(source) = &source {
+            self.identities.push(Identity::of(source).fail_at(Layer::Mounts, failed)?);
+        }
+        Ok(match (mount, source) {
+            (Mount::Bind { writable, .. }, Some(source)) => {
                 if *writable {
                     self.owned.push((index, source));
                     Filesystem::Sent
@@ -84,42 +125,32 @@ impl Sources {
                     Filesystem::Tree { number, is_directory }
                 }
             }
-            Mount::Tmpfs { size_bytes, max_inodes, .. } => {
+            (Mount::Tmpfs { size_bytes, max_inodes, .. }, _) => {
                 Filesystem::Tmpfs { size_bytes: *size_bytes, max_inodes: *max_inodes }
             }
-            Mount::Overlay { target, size_bytes, lower, upper } => {
-                let lower = match (lower, chroot) {
-                    (Some(lower), _) => open(lower, OFlags::DIRECTORY),
-                    (None, Some(chroot)) => {
-                        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-                        inside::find(chroot, target.as_path(), OFlags::DIRECTORY, resolve)
-                    }
-                    // Config refuses it.
-                    (None, None) => Err(Errno::INVAL),
-                };
-                let lower = lower.fail_at(Layer::Mounts, failed)?;
-                match upper {
-                    None => {
-                        self.owned.push((index, lower));
-                        Filesystem::Overlay { size_bytes: Some(*size_bytes) }
-                    }
-                    Some(upper) => {
-                        let upper = open(upper, OFlags::DIRECTORY).fail_at(Layer::Mounts, failed)?;
-                        let nested = is_inside(&upper, &lower)
-                            .and_then(|inside| Ok(inside || is_inside(&lower, &upper)?));
-                        if nested.fail_at(Layer::Mounts, failed)? {
-                            return Err(Failure::new(Layer::Mounts, Step::MakeUpper, libc::ELOOP));
-                        }
-                        let locked = Upper::lock(&upper).fail_at(Layer::Mounts, Step::LockUpper)?;
-                        self.uppers.push(locked);
-                        prepare_upper(&upper).fail_at(Layer::Mounts, Step::MakeUpper)?;
-                        self.owned.extend([(index, lower), (index, upper)]);
-                        Filesystem::Overlay { size_bytes: None }
-                    }
-                }
+            (Mount::Overlay { size_bytes, upper: None, .. }, Some(lower)) => {
+                self.owned.push((index, lower));
+                Filesystem::Overlay { size_bytes: Some(*size_bytes) }
             }
-            Mount::Proc { .. } => Filesystem::Proc,
-            Mount::Dev { ptmx, .. } => Filesystem::Dev { ptmx: *ptmx },
+            (Mount::Overlay { upper: Some(upper), .. }, Some(lower)) => {
+                let upper = open(upper, OFlags::DIRECTORY).fail_at(Layer::Mounts, failed)?;
+                let nested =
+                    is_inside(&upper, &lower).and_then(|inside| Ok(inside || is_inside(&lower, &upper)?));
+                if nested.fail_at(Layer::Mounts, failed)? {
+                    return Err(Failure::new(Layer::Mounts, Step::MakeUpper, libc::ELOOP));
+                }
+                let locked = Upper::lock(&upper).fail_at(Layer::Mounts, Step::LockUpper)?;
+                self.uppers.push(locked);
+                prepare_upper(&upper).fail_at(Layer::Mounts, Step::MakeUpper)?;
+                self.owned.extend([(index, lower), (index, upper)]);
+                Filesystem::Overlay { size_bytes: None }
+            }
+            (Mount::Proc { .. }, _) => Filesystem::Proc,
+            (Mount::Dev { ptmx, .. }, _) => Filesystem::Dev { ptmx: *ptmx },
+            // These have one.
+            (Mount::Bind { .. } | Mount::Overlay { .. }, None) => {
+                return Err(Failure::new(Layer::Mounts, failed, libc::EINVAL));
+            }
         })
     }
 
@@ -145,6 +176,22 @@ impl Sources {
             .map(|(index, source)| owned_copy(source, &owners).map_err(|failure| failure.of_mount(*index)))
             .collect()
     }
+}
+
+/// What a mount shows of the host or of the root, if it shows something.
+fn source_of(mount: &Mount, chroot: Option<&OwnedFd>) -> rustix::io::Result<Option<OwnedFd>> {
+    match (mount, chroot) {
+        (Mount::Bind { source, .. }, _) => open(source, OFlags::empty()),
+        (Mount::Overlay { lower: Some(lower), .. }, _) => open(lower, OFlags::DIRECTORY),
+        (Mount::Overlay { target, .. }, Some(chroot)) => {
+            let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+            inside::find(chroot, target.as_path(), OFlags::DIRECTORY, resolve)
+        }
+        // Config refuses it.
+        (Mount::Overlay { .. }, None) => Err(Errno::INVAL),
+        (Mount::Tmpfs { .. } | Mount::Proc { .. } | Mount::Dev { .. }, _) => return Ok(None),
+    }
+    .map(Some)
 }
 
 /// What the zygote stages: a detached copy of the mounts there, or, from a caller that may not mount, the thing itself.

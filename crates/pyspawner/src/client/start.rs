@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -16,7 +16,8 @@ use super::cgroup::Delegation;
 use super::companions::Companions;
 use super::network::Networks;
 use super::process::Process;
-use super::{CLOSE_PATIENCE, Client, Interrupt, channel_error, lock, wait_for};
+use super::warm::Pools;
+use super::{CLOSE_PATIENCE, Client, Interrupt, channel_error, lock, readable_within, wait_for};
 use crate::channel::{Channel, ChannelError, Received};
 use crate::config::PROCESS_NAME_MAX;
 use crate::error::{Error, StartError, Status};
@@ -47,6 +48,10 @@ pub struct StartOptions {
     pub sys_path: Option<Vec<Vec<u8>>>,
     /// Whether what imports leave in memory is moved to an image that clones need not copy.
     pub memory_image: bool,
+    /// How many children to park of a sandbox that is used, so that the next ones need not be cloned.
+    pub warm_children: usize,
+    /// `package.module.function`, which each of them calls before it parks.
+    pub warm_up: Option<String>,
 }
 
 impl Client {
@@ -57,44 +62,51 @@ impl Client {
     /// [`StartError`] when the interpreter does not run, an import fails or `child_main` is no function; no process is left then.
     pub fn start(options: StartOptions, interrupt: Interrupt<'_>) -> Result<Self, Error> {
         // First of all: in a caller that has closed its standard streams, any descriptor made here would get their numbers.
-        let outputs = (own_output(1)?, own_output(2)?);
-        let caller_pidfd = pidfd_open(getpid(), PidfdFlags::empty()).map_err(Error::io("pidfd_open"))?;
+        let callers = CallersDescriptors::open()?;
         let (ours, theirs) = Channel::pair().map_err(Error::io("socketpair"))?;
         let theirs = theirs.above_stdio().map_err(Error::io("fcntl(F_DUPFD_CLOEXEC)"))?;
-        let mut starting = Starting {
-            errors: None,
-            process: None,
-            watchdog: None,
-            line: None,
-            connection: ours,
-            importing: None,
-        };
-        match starting.handshake(options, theirs, [&caller_pidfd, &outputs.0, &outputs.1], interrupt) {
-            Ok(Started { zygote, watchdog, line, threads, no_memory_image }) => Ok(Self {
-                data_bytes: data_bytes(zygote.pid())?,
-                delegation: Delegation::default(),
-                networks: Networks::new(Companions::new(line)),
-                owner: std::process::id(),
-                connection: Mutex::new(Some(starting.connection)),
-                zygote,
-                watchdog,
-                threads,
-                no_memory_image,
-                abandoned: Mutex::default(),
-            }),
-            Err(error) => {
-                starting.connection.shut_down();
-                for process in [starting.process, starting.watchdog].into_iter().flatten() {
-                    process.kill();
-                }
-                Err(error)
-            }
-        }
+        let mut starting = Starting::new(ours);
+        let begun = starting.run(&options, &theirs);
+        drop(theirs);
+        let StartOptions {
+            executable,
+            child_main,
+            preload_imports,
+            sys_path,
+            memory_image,
+            warm_up,
+            warm_children,
+            ..
+        } = options;
+        let start = Start { caller: caller(), child_main, preload_imports, sys_path, memory_image, warm_up };
+        let started = begun.and_then(|()| starting.handshake(&executable, start, &callers, interrupt));
+        starting.finish(started, warm_children)
     }
 }
 
+/// What a zygote is given of its caller.
+pub(super) struct CallersDescriptors {
+    pidfd: OwnedFd,
+    outputs: [OwnedFd; 2],
+}
+
+impl CallersDescriptors {
+    pub(super) fn open() -> Result<Self, Error> {
+        Ok(Self {
+            outputs: [own_output(1)?, own_output(2)?],
+            pidfd: pidfd_open(getpid(), PidfdFlags::empty()).map_err(Error::io("pidfd_open"))?,
+        })
+    }
+}
+
+/// As a zygote must know it.
+pub(super) fn caller() -> i32 {
+    getpid().as_raw_nonzero().get()
+}
+
 /// A zygote that does not serve yet.
-struct Starting {
+#[derive(Debug)]
+pub(super) struct Starting {
     connection: Channel,
     /// The interpreter's standard error, until it has introduced itself.
     errors: Option<OwnedFd>,
@@ -105,43 +117,86 @@ struct Starting {
     importing: Option<String>,
 }
 
-/// A zygote that serves.
-struct Started {
+/// What a zygote has told of itself when it serves.
+pub(super) struct Started {
     zygote: Process,
     watchdog: Process,
+    /// To the watchdog.
     line: Channel,
     threads: Vec<(String, Vec<String>)>,
+    memory_image: bool,
     no_memory_image: Option<String>,
+    data_bytes: u64,
 }
 
 impl Starting {
-    fn handshake(
+    pub(super) fn new(connection: Channel) -> Self {
+        Self { connection, errors: None, process: None, watchdog: None, line: None, importing: None }
+    }
+
+    /// The Client of a zygote that serves. Of one that does not, nothing is left.
+    pub(super) fn finish(
+        self,
+        started: Result<Started, Error>,
+        warm_children: usize,
+    ) -> Result<Client, Error> {
+        match started {
+            Ok(Started { zygote, watchdog, line, threads, memory_image, no_memory_image, data_bytes }) => {
+                let companions = Arc::new(Companions::new(line));
+                Ok(Client {
+                    data_bytes,
+                    delegation: Delegation::default(),
+                    networks: Networks::new(Arc::clone(&companions)),
+                    companions,
+                    pools: Arc::new(Pools::new(warm_children)),
+                    owner: std::process::id(),
+                    connection: Mutex::new(Some(self.connection)),
+                    zygote,
+                    watchdog,
+                    threads,
+                    memory_image,
+                    no_memory_image,
+                    abandoned: Mutex::default(),
+                    abandoned_clones: Mutex::default(),
+                })
+            }
+            Err(error) => {
+                self.end();
+                Err(error)
+            }
+        }
+    }
+
+    /// Kills and reaps what there is of it.
+    pub(super) fn end(self) {
+        self.connection.shut_down();
+        for process in [self.process, self.watchdog].into_iter().flatten() {
+            process.kill();
+        }
+    }
+
+    /// Tells the zygote what to do, and waits until it serves.
+    pub(super) fn handshake(
         &mut self,
-        options: StartOptions,
-        theirs: Channel,
-        descriptors: [&OwnedFd; 3],
+        executable: &Path,
+        start: Start,
+        callers: &CallersDescriptors,
         interrupt: Interrupt<'_>,
     ) -> Result<Started, Error> {
-        let executable = options.executable.clone();
-        self.run(&options, &theirs)?;
-        drop(theirs);
-        let start = ToZygote::Start(Start {
-            caller: getpid().as_raw_nonzero().get(),
-            child_main: options.child_main,
-            preload_imports: options.preload_imports,
-            sys_path: options.sys_path,
-            memory_image: options.memory_image,
-        });
-        match self.connection.send(&start, &descriptors.map(AsFd::as_fd)) {
+        let memory_image = start.memory_image;
+        let CallersDescriptors { pidfd, outputs: [stdout, stderr] } = callers;
+        match self.connection.send(&ToZygote::Start(start), &[pidfd.as_fd(), stdout.as_fd(), stderr.as_fd()])
+        {
             // It died at once. The reason is found below, where everything else is.
             Err(ChannelError::Io(Errno::PIPE | Errno::CONNRESET)) => {}
             other => other.map_err(channel_error)?,
         }
         loop {
-            let Some(received) = self.next_message(&executable, interrupt)? else {
+            let Some(received) = self.next_message(executable, interrupt)? else {
                 return Err(self.why_it_ended(executable).into());
             };
             match received.message {
+                FromZygote::Derived { .. } => {}
                 FromZygote::Hello { watchdog } => {
                     let (_, [pidfd, line]) = received
                         .with()
@@ -160,17 +215,27 @@ impl Starting {
                     return Err(StartError::Import { summary, traceback }.into());
                 }
                 FromZygote::HandOver => {
-                    if !self.adopt(&executable, interrupt)? {
+                    if !self.adopt(executable, interrupt)? {
                         return Err(self.why_it_ended(executable).into());
                     }
                 }
                 FromZygote::Ready { threads, no_memory_image } => {
                     let out_of_order = ProtocolError::OutOfOrder { waiting_for: "hello" };
+                    let pid = self.process.as_ref().map(Process::pid).unwrap_or_default();
+                    let data_bytes = data_bytes(pid)?;
                     let line = self.line.take().ok_or(out_of_order.clone())?;
                     let (Some(zygote), Some(watchdog)) = (self.process.take(), self.watchdog.take()) else {
                         return Err(out_of_order.into());
                     };
-                    return Ok(Started { zygote, watchdog, line, threads, no_memory_image });
+                    return Ok(Started {
+                        zygote,
+                        watchdog,
+                        line,
+                        threads,
+                        memory_image,
+                        no_memory_image,
+                        data_bytes,
+                    });
                 }
                 FromZygote::HandedOver { .. } => {
                     return Err(ProtocolError::OutOfOrder { waiting_for: "ready" }.into());
@@ -209,6 +274,36 @@ impl Starting {
         Ok(())
     }
 
+    /// Whether [`Self::await_clone`] has an answer within some seconds.
+    pub(super) fn is_heard_within(&self, seconds: u64) -> bool {
+        readable_within(self.connection.as_fd(), seconds)
+    }
+
+    /// Waits until a clone has said that it is there, or its zygote has. `false`: neither is.
+    pub(super) fn await_clone(&mut self, interrupt: Interrupt<'_>) -> Result<bool, Error> {
+        wait_for([self.connection.as_fd()], interrupt)?;
+        let Some(received) = self.connection.recv().map_err(channel_error)? else { return Ok(false) };
+        match received.message {
+            FromZygote::Derived { pid } => {
+                let (_, [pidfd]) = received
+                    .with()
+                    .inspect_err(|_| {
+                        kill_unreaped(pid);
+                        reap_unreaped(pid);
+                    })
+                    .map_err(channel_error)?;
+                self.process = Some(Process::new(pid, pidfd));
+                // It has no interpreter to start, and its standard error is the caller's.
+                self.importing = Some(String::new());
+                Ok(true)
+            }
+            FromZygote::Failed { summary, traceback } => {
+                Err(StartError::Import { summary, traceback }.into())
+            }
+            _ => Err(ProtocolError::OutOfOrder { waiting_for: "a clone of the zygote" }.into()),
+        }
+    }
+
     /// `None` when the zygote has ended.
     fn next_message(
         &self,
@@ -241,7 +336,13 @@ impl Starting {
             Err(ChannelError::Io(Errno::PIPE | Errno::CONNRESET)) => return Ok(false),
             other => other.map_err(channel_error)?,
         }
-        let Some(received) = self.next_message(executable, interrupt)? else { return Ok(false) };
+        let received = loop {
+            match self.next_message(executable, interrupt)? {
+                Some(Received { message: FromZygote::Derived { .. }, .. }) => {}
+                Some(received) => break received,
+                None => return Ok(false),
+            }
+        };
         match received.message {
             FromZygote::Failed { summary, traceback } => {
                 Err(StartError::Import { summary, traceback }.into())
@@ -258,7 +359,7 @@ impl Starting {
     }
 
     /// Why a zygote ended without a word.
-    fn why_it_ended(&mut self, executable: PathBuf) -> StartError {
+    fn why_it_ended(&mut self, executable: &Path) -> StartError {
         let status =
             self.process.take().and_then(|process| process.end_within(CLOSE_PATIENCE)).unwrap_or(Status(0));
         match (self.importing.take(), self.errors.take()) {
@@ -269,7 +370,7 @@ impl Starting {
                     let _ = std::fs::File::from(errors).take(MAX_STDERR).read_to_end(&mut stderr);
                 }
                 StartError::Silent {
-                    executable,
+                    executable: executable.to_owned(),
                     status,
                     stderr: String::from_utf8_lossy(&stderr).into_owned(),
                 }

@@ -7,6 +7,7 @@ use rustix::fs::{FlockOperation, Mode, OFlags, flock, openat};
 use rustix::io::Errno;
 
 /// A locked upper. Dropped, it is free, even if a fork of this process has its descriptor too.
+#[derive(Debug)]
 pub(super) struct Upper(OwnedFd);
 
 impl Upper {

@@ -151,6 +151,9 @@ const PATH_MAX: usize = 4096;
 /// The most of a process name that ps can show, in bytes.
 pub const PROCESS_NAME_MAX: usize = 1024;
 
+/// What a child shows in ps and top when the caller gives it no name.
+pub const DEFAULT_PROCESS_NAME: &str = "pyspawner-child";
+
 /// The name for `comm` and the command line, cut to what can be shown.
 ///
 /// # Errors
@@ -187,6 +190,11 @@ pub enum ConfigError {
         /// The field's name.
         field: &'static str,
     },
+    /// Children that would be in each other's way.
+    #[error(
+        "children of this configuration cannot be warm: an overlay with an upper, or a veth pair of a given name, is for one at a time"
+    )]
+    NotParkable,
     /// A mount that makes no sense.
     #[error("mounts[{index}] {problem}")]
     Mount {

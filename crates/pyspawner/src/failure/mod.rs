@@ -40,6 +40,7 @@ steps! {
     DropGroups => "setgroups() to drop the supplementary groups",
     ChooseIdRange => "choosing a free range of host ids",
     WriteUidMap => "write /proc/PID/uid_map",
+    ReadUidMap => "read /proc/self/uid_map",
     DenySetgroups => "write /proc/PID/setgroups",
     WriteGidMap => "write /proc/PID/gid_map",
     BecomeRoot => "setresuid(0) inside the new user namespace",

@@ -27,21 +27,22 @@ fn failure() -> impl Strategy<Value = Failure> {
 
 fn to_zygote() -> impl Strategy<Value = ToZygote> {
     let sys_path = option::of(vec(vec(any::<u8>(), 0..40), 0..6));
-    let start = (any::<i32>(), text(), vec(text(), 0..6), sys_path, any::<bool>()).prop_map(
-        |(caller, child_main, preload_imports, sys_path, memory_image)| Start {
+    let start = (any::<i32>(), text(), vec(text(), 0..6), sys_path, any::<bool>(), option::of(text()))
+        .prop_map(|(caller, child_main, preload_imports, sys_path, memory_image, warm_up)| Start {
             caller,
             child_main,
             preload_imports,
             sys_path,
             memory_image,
-        },
-    );
+            warm_up,
+        });
     prop_oneof![Just(ToZygote::Proceed), start.prop_map(ToZygote::Start)]
 }
 
 fn from_zygote() -> impl Strategy<Value = FromZygote> {
     let threads = vec((text(), vec(text(), 0..4)), 0..4);
     prop_oneof![
+        any::<i32>().prop_map(|pid| FromZygote::Derived { pid }),
         any::<i32>().prop_map(|watchdog| FromZygote::Hello { watchdog }),
         text().prop_map(|module| FromZygote::Importing { module }),
         (text(), text()).prop_map(|(summary, traceback)| FromZygote::Failed { summary, traceback }),
@@ -59,20 +60,15 @@ fn order() -> impl Strategy<Value = Order> {
     let network = (option::of(text()), vec(address, 0..3), any::<bool>())
         .prop_map(|(interface, addresses, ping)| ChildNetwork { interface, addresses, ping });
     let network = option::of(network);
-    let layers = (vec(select(all()), 0..6), any::<u8>());
+    let layers = (vec(select(all()), 0..6), any::<u8>(), any::<bool>());
     let orders = (option::of(text()), option::of(path()), option::of(view()), network, layers, rlimits());
     let orders = orders.prop_map(
-        |(process_name, working_dir, view, network, (optional_layers, landlock_abi), rlimits)| Orders {
-            process_name,
-            working_dir,
-            view,
-            network,
-            optional_layers,
-            landlock_abi,
-            rlimits,
+        |(process_name, working_dir, view, network, (optional_layers, landlock_abi, parks), rlimits)| {
+            Orders { process_name, working_dir, view, network, optional_layers, landlock_abi, rlimits, parks }
         },
     );
-    prop_oneof![orders.prop_map(Order::Enter), Just(Order::Run)]
+    let wake = text().prop_map(|process_name| Order::Wake { process_name });
+    prop_oneof![orders.prop_map(Order::Enter), Just(Order::Run), wake]
 }
 
 fn rlimits() -> impl Strategy<Value = Rlimits> {
@@ -120,6 +116,9 @@ fn report() -> impl Strategy<Value = Report> {
         (failure(), option::of(any::<i32>())).prop_map(|(failure, pid)| Report::NotSpawned { failure, pid }),
         vec((select(all()), any::<u32>()), 0..10).prop_map(|layers| Report::Entered { layers }),
         failure().prop_map(Report::Failed),
+        Just(Report::Parked),
+        text().prop_map(|summary| Report::WarmUpFailed { summary }),
+        Just(Report::Running),
     ]
 }
 
@@ -138,7 +137,10 @@ fn companion() -> impl Strategy<Value = Companion> {
     let run =
         (path(), vec(text(), 0..6)).prop_map(|(program, arguments)| Companion::Run { program, arguments });
     let refused = any::<i32>().prop_map(|errno| Companion::Refused { errno });
-    prop_oneof![run, refused, select(vec![Companion::Running, Companion::EndAll, Companion::Ended])]
+    let limit = any::<(u64, bool, i32)>().prop_map(|(microseconds, of_cgroup, pid)| Companion::Limit {
+        budget: CpuBudget { microseconds, of_cgroup, pid },
+    });
+    prop_oneof![run, refused, limit, select(vec![Companion::Running, Companion::EndAll, Companion::Ended])]
 }
 
 /// A frame with the header of `message` and another body.
@@ -267,18 +269,18 @@ macro_rules! conversations {
     };
 }
 
-fn spawn() -> impl Strategy<Value = Spawn> {
-    any::<(u8, bool, bool, Option<u64>)>().prop_map(|(trees, namespaces, cgroup, cpu_microseconds)| Spawn {
-        trees,
-        namespaces,
-        cgroup,
-        cpu_microseconds,
+fn request() -> impl Strategy<Value = Request> {
+    any::<Option<(u8, bool, bool, Option<u64>)>>().prop_map(|spawn| match spawn {
+        Some((trees, namespaces, cgroup, cpu_microseconds)) => {
+            Request::Spawn(Spawn { trees, namespaces, cgroup, cpu_microseconds })
+        }
+        None => Request::Derive,
     })
 }
 
 conversations! {
     to_zygote: ToZygote,
-    spawn: Spawn,
+    request: Request,
     from_zygote: FromZygote,
     order: Order,
     report: Report,

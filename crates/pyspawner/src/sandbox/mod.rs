@@ -170,7 +170,7 @@ fn give_up_powers(
     }
 
     // After all that opens files, and before user code. The filter lets them be lowered only.
-    rlimits::enter(&orders.rlimits)?;
+    rlimits::enter(&orders.rlimits, orders.parks)?;
     applied.push(Layer::Rlimits);
 
     // Last: it refuses the calls that the layers above are made of.

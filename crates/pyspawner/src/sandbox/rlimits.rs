@@ -9,19 +9,23 @@ use rustix::process::{Resource, Rlimit, getrlimit, nice, setrlimit};
 use crate::error::{FailAt, Failure, Step};
 use crate::layer::Layer;
 use crate::protocol::Rlimits;
+use crate::sys::kernel::cpu_time;
 use crate::sys::proc_file::write_file;
 
-/// Sets them. A limit of the zygote that is lower stays.
+/// The pid by which a process means itself.
+const OWN: i32 = 0;
+
+/// Sets them. A limit of the zygote that is lower stays. The CPU time of a child that parks is limited when it is woken: [`limit_cpu`].
 ///
 /// # Errors
 ///
 /// What the kernel refused.
-pub(crate) fn enter(limits: &Rlimits) -> Result<(), Failure> {
+pub(crate) fn enter(limits: &Rlimits, parks: bool) -> Result<(), Failure> {
     for (resource, wanted) in [
         // What fork copied counts, shared or not; so the zygote's own is in the number.
         (Resource::Data, limits.data_bytes),
         // At the soft limit comes SIGXCPU, which pid 1 of a namespace does not get; at the hard one SIGKILL.
-        (Resource::Cpu, limits.cpu_seconds),
+        (Resource::Cpu, limits.cpu_seconds.filter(|_| !parks)),
         // Counted for the child's user in its own user namespace.
         (Resource::Nproc, limits.processes),
         (Resource::Nofile, limits.open_files),
@@ -36,6 +40,18 @@ pub(crate) fn enter(limits: &Rlimits) -> Result<(), Failure> {
         nice(limits.nice.into()).fail_at(Layer::Rlimits, Step::SetNiceness)?;
     }
     Ok(())
+}
+
+/// Sets the limit of CPU time of a child that was parked: what it has used so far does not count.
+///
+/// # Errors
+///
+/// What the kernel refused.
+pub(crate) fn limit_cpu(seconds: Option<u64>) -> rustix::io::Result<()> {
+    let Some(seconds) = seconds else { return Ok(()) };
+    // Rounded up.
+    let used = cpu_time(OWN).map_or(0, |used| used.as_secs() + 1);
+    lower(Resource::Cpu, seconds.saturating_add(used))
 }
 
 fn lower(resource: Resource, wanted: u64) -> rustix::io::Result<()> {

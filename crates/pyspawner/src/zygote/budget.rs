@@ -2,11 +2,10 @@
 //! the pace of a cgroup and not the sum, and counts that of a process in ticks, between which a hostile one can run.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use crate::sys::flat_keyed::number;
+use crate::sys::flat_keyed::used;
 use crate::sys::kernel::{configured_cpus, cpu_time};
 
 /// How often to look at most.
@@ -70,11 +69,4 @@ fn soonest_end(left: Duration, now: Instant) -> Instant {
     static CPUS: OnceLock<u32> = OnceLock::new();
     let pause = (left / *CPUS.get_or_init(configured_cpus)).max(LEAST_PAUSE);
     now.checked_add(pause).unwrap_or_else(|| now + Duration::from_secs(3600))
-}
-
-fn used(stat: &File) -> Option<Duration> {
-    let mut text = [0; 512];
-    let length = stat.read_at(&mut text, 0).ok()?;
-    let text = std::str::from_utf8(&text[..length]).ok()?;
-    number(text, "usage_usec").map(Duration::from_micros)
 }

@@ -6,6 +6,7 @@
 
 use std::ffi::CString;
 use std::mem::ManuallyDrop;
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::AtFlags;
@@ -13,10 +14,10 @@ use rustix::io::Errno;
 use rustix::process::{Signal, pidfd_send_signal};
 
 use crate::channel::Channel;
-use crate::config::CHILD_ID;
+use crate::config::{CHILD_ID, DEFAULT_PROCESS_NAME};
 use crate::error::{FailAt, Failure, Step};
 use crate::layer::Layer;
-use crate::protocol::{CpuBudget, Order, Report, Spawn};
+use crate::protocol::{CpuBudget, Order, Report, Request, Spawn};
 use crate::sandbox;
 use crate::sandbox::mounts::{Template, stage::stage};
 use crate::sys::clone::Cloned;
@@ -25,15 +26,13 @@ use crate::sys::{descriptors, title::Title};
 
 use super::host::{Host, HostUser, go_back};
 use super::memory_image::MemoryImage;
+use super::parking::Parking;
 use super::plan::{Plan, Prepared};
 use super::watchdog::Watchdog;
-use super::{ZygoteError, receive};
+use super::{Boot, ZygoteError, receive};
 
 /// Links to `/proc/self/task`: its own, its name, and a directory a thread.
 const SINGLE_THREADED_LINKS: usize = 3;
-
-/// What a child shows in ps and top when the caller gives it no name.
-const DEFAULT_PROCESS_NAME: &str = "pyspawner-child";
 
 /// The interpreter's own duties around a fork.
 pub trait ForkHooks {
@@ -52,13 +51,20 @@ pub enum Served {
     Closed,
     /// This is a child, inside its sandbox.
     Child(ChildStart),
+    /// This is a clone that is to be a zygote of its own.
+    Derived(Boot),
 }
 
-/// What a child has to begin with, beside its standard streams.
+/// What a child does next.
 #[derive(Debug)]
-pub struct ChildStart {
-    /// The pickled args.
-    pub args: OwnedFd,
+pub enum ChildStart {
+    /// It runs. Its standard streams are its own.
+    Now {
+        /// The pickled args.
+        args: OwnedFd,
+    },
+    /// It gets ready to run, and parks. Its standard streams are still the zygote's.
+    Parks(Parking),
 }
 
 /// The zygote as it serves.
@@ -66,8 +72,8 @@ pub struct ChildStart {
 pub struct Zygote {
     channel: Channel,
     watchdog: Watchdog,
-    title: Option<Title>,
-    plan: Plan,
+    pub(super) title: Option<Title>,
+    pub(super) plan: Plan,
     image: Option<MemoryImage>,
 }
 
@@ -82,26 +88,36 @@ impl Zygote {
         Self { channel, watchdog, title, plan, image }
     }
 
-    /// Clones one child for each request, until the caller closes the connection. Returns in the zygote once, and once in every child.
+    /// Clones one process for each request, until the caller closes the connection. Returns in the zygote once, and once in every clone.
     ///
     /// # Errors
     ///
     /// The watchdog or the connection broke. Children already made live on.
     pub fn serve(mut self, hooks: &mut dyn ForkHooks) -> Result<Served, ZygoteError> {
         loop {
-            let request = match receive::<Spawn>(&self.channel) {
+            let request = match receive::<Request>(&self.channel) {
                 Err(ZygoteError::CallerGone) => return Ok(Served::Closed),
                 other => other?,
             };
             // Without a descriptor left, the private socket goes, and its other end tells the caller so.
             let mut descriptors = request.descriptors.into_iter();
             let Some(private) = descriptors.next().map(Channel::from) else { continue };
+            let spawn = match request.message {
+                Request::Spawn(spawn) => spawn,
+                Request::Derive => match self.derive(private, hooks) {
+                    ControlFlow::Continue(zygote) => {
+                        self = zygote;
+                        continue;
+                    }
+                    ControlFlow::Break(boot) => return Ok(Served::Derived(boot)),
+                },
+            };
             if request.descriptors_lost {
                 let failure = Failure::new(Layer::Mounts, Step::StageTree, libc::EMFILE);
                 report(&private, &Report::NotSpawned { failure, pid: None }, &[]);
                 continue;
             }
-            let Spawn { namespaces, cgroup, cpu_microseconds, .. } = request.message;
+            let Spawn { namespaces, cgroup, cpu_microseconds, .. } = spawn;
             let cgroup = cgroup.then(|| descriptors.next()).flatten();
             if let Err(failure) = if namespaces { self.plan.prepare() } else { Ok(()) } {
                 report(&private, &Report::NotSpawned { failure, pid: None }, &[]);
@@ -153,7 +169,7 @@ impl Zygote {
     }
 
     /// Fork hooks of imported modules run for every child, and may start threads.
-    fn check_threads(&self) -> Result<(), Failure> {
+    pub(super) fn check_threads(&self) -> Result<(), Failure> {
         let tasks = rustix::fs::statat(self.plan.ranges.proc(), "self/task", AtFlags::empty());
         match tasks {
             Ok(stat) if usize::try_from(stat.st_nlink) == Ok(SINGLE_THREADED_LINKS) => Ok(()),
@@ -250,11 +266,9 @@ impl Zygote {
             fail(&private, Failure::new(Layer::Session, Step::CloseDescriptors, errno.raw_os_error()));
         }
         report(&private, &Report::Born, &[]);
-        let args = obey(&private, zygote.title, &place);
-        // The private socket goes with its owner; after it only the standard streams and the args are open.
-        drop(private);
+        let start = obey(private, zygote.title, &place);
         std::mem::forget(guard);
-        ChildStart { args }
+        start
     }
 }
 
@@ -266,15 +280,17 @@ enum Place<'a> {
     Host { id: u32, visible: &'a [CString] },
 }
 
-/// Receives the two orders and carries them out. Answers what is left of the second: the args.
-fn obey(private: &Channel, title: Option<Title>, place: &Place<'_>) -> OwnedFd {
+/// Receives the two orders and carries them out. Answers what is left of the second.
+fn obey(private: Channel, title: Option<Title>, place: &Place<'_>) -> ChildStart {
     let (orders, sent) = match private.recv::<Order>() {
         Ok(Some(received)) => match received.message {
             Order::Enter(_) if received.descriptors_lost => {
-                fail(private, Failure::new(Layer::Mounts, Step::ReceiveOrders, libc::EMFILE))
+                fail(&private, Failure::new(Layer::Mounts, Step::ReceiveOrders, libc::EMFILE))
             }
             Order::Enter(orders) => (orders, received.descriptors),
-            Order::Run => fail(private, Failure::new(Layer::Namespaces, Step::ReceiveOrders, libc::EPROTO)),
+            Order::Run | Order::Wake { .. } => {
+                fail(&private, Failure::new(Layer::Namespaces, Step::ReceiveOrders, libc::EPROTO))
+            }
         },
         // The caller is gone, or gave this child up.
         _ => exit_now(1),
@@ -285,14 +301,13 @@ fn obey(private: &Channel, title: Option<Title>, place: &Place<'_>) -> OwnedFd {
         _ => Err(Failure::new(Layer::Namespaces, Step::ReceiveOrders, libc::EPROTO)),
     };
     // Before the report, so that the caller never finds the zygote's name on its child.
-    let name = orders.process_name.as_deref().unwrap_or(DEFAULT_PROCESS_NAME);
-    set_comm(&CString::new(name).unwrap_or_default());
-    if let Some(title) = title {
-        title.set(name.as_bytes());
-    }
+    show_name(orders.process_name.as_deref().unwrap_or(DEFAULT_PROCESS_NAME), title);
     match entered {
-        Ok(layers) => report(private, &Report::Entered { layers }, &[]),
-        Err(failure) => fail(private, failure),
+        Ok(layers) => report(&private, &Report::Entered { layers }, &[]),
+        Err(failure) => fail(&private, failure),
+    }
+    if orders.parks {
+        return ChildStart::Parks(Parking { private, title, cpu_seconds: orders.rlimits.cpu_seconds });
     }
     drop(orders);
 
@@ -301,7 +316,16 @@ fn obey(private: &Channel, title: Option<Title>, place: &Place<'_>) -> OwnedFd {
     if descriptors::become_stdio(stdin, stdout, stderr).is_err() {
         exit_now(1);
     }
-    args
+    // The private socket goes with its owner; after it only the standard streams and the args are open.
+    ChildStart::Now { args }
+}
+
+/// In `comm` and in the command line.
+pub(super) fn show_name(name: &str, title: Option<Title>) {
+    set_comm(&CString::new(name).unwrap_or_default());
+    if let Some(title) = title {
+        title.set(name.as_bytes());
+    }
 }
 
 /// A child's last words.
@@ -316,7 +340,7 @@ fn report(private: &Channel, message: &Report, descriptors: &[BorrowedFd<'_>]) {
 }
 
 /// A child never unwinds into the zygote's frames.
-struct ExitOnUnwind;
+pub(super) struct ExitOnUnwind;
 
 impl Drop for ExitOnUnwind {
     fn drop(&mut self) {

@@ -101,7 +101,7 @@ impl Planned {
         for (mapping, range) in movable(mappings, &known) {
             let protection = mapping.protection;
             let mut found = |range| parts.push(Part { range, protection, offset: 0 });
-            if mapping.is_anonymous {
+            if is_divisible(mapping) {
                 let mut written = Gathered::new(range.clone());
                 tables.each_written_page(&range, |page| written.extend(page, &mut found))?;
                 written.last().map(found);
@@ -275,6 +275,8 @@ fn known_memory(mappings: &[Mapping], arenas: Option<Range<usize>>) -> Vec<Range
     if loaded::malloc_is_the_c_librarys() {
         known.extend(mappings.iter().filter(|mapping| mapping.name == "[heap]").map(Mapping::range));
     }
+    // What a zygote has moved of which this one is a clone.
+    known.extend(mappings.iter().filter(|mapping| is_of_an_image(mapping)).map(Mapping::range));
     known.extend(arenas);
     known.sort_by_key(|range| range.start);
     known
@@ -288,10 +290,19 @@ fn movable<'a>(
     mappings.iter().filter(|mapping| is_movable(mapping)).flat_map(move |mapping| {
         known.iter().filter_map(move |known| {
             let range = mapping.start.max(known.start)..mapping.range().end.min(known.end);
-            let is_enough = if mapping.is_anonymous { !range.is_empty() } else { range == mapping.range() };
+            let is_enough = if is_divisible(mapping) { !range.is_empty() } else { range == mapping.range() };
             is_enough.then_some((mapping, range))
         })
     })
+}
+
+/// Whether parts of it can be moved without the rest.
+fn is_divisible(mapping: &Mapping) -> bool {
+    mapping.is_anonymous || is_of_an_image(mapping)
+}
+
+fn is_of_an_image(mapping: &Mapping) -> bool {
+    mapping.name.starts_with(NAME_IN_TABLES)
 }
 
 /// Private, readable, not executable, copied to children as it is, and nobody has asked the kernel for something special.

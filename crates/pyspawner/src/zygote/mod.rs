@@ -7,10 +7,12 @@
 mod budget;
 mod clone;
 mod companions;
+mod derive;
 mod host;
 mod huge_pages;
 mod mappings;
 mod memory_image;
+mod parking;
 mod plan;
 mod shared_memory;
 mod template;
@@ -34,10 +36,11 @@ use crate::sys::kernel::{set_comm, settle_heap};
 use crate::sys::title::Title;
 
 pub use clone::{ChildStart, ForkHooks, Served, Zygote};
-use mappings::Mapping;
 use memory_image::{OwnTables, Planned};
+pub use parking::Parking;
 use plan::Plan;
 pub use template::Needs;
+use template::Rights;
 use threads::Census;
 use watchdog::Watchdog;
 
@@ -105,6 +108,16 @@ pub struct Boot {
     watchdog: Watchdog,
     title: Option<Title>,
     census: Census,
+    origin: Origin,
+}
+
+/// What a zygote begins with.
+#[derive(Clone, Copy, Debug)]
+enum Origin {
+    /// Itself: it is an interpreter that has just started.
+    Interpreter,
+    /// A zygote that has served: much of its memory is shared with that one.
+    Clone(Rights),
 }
 
 impl Boot {
@@ -120,12 +133,19 @@ impl Boot {
         let channel = Channel::from(
             descriptors::inherit(number).map_err(ZygoteError::io("taking the caller's socket"))?,
         );
+        let boot = Self::on(channel, Title::find(), Origin::Interpreter)?;
+        if boot.start.memory_image {
+            arenas::lend(arena_setter);
+        }
+        Ok(boot)
+    }
+
+    fn on(channel: Channel, title: Option<Title>, origin: Origin) -> Result<Self, ZygoteError> {
         let (message, [caller, stdout, stderr]) =
             receive::<ToZygote>(&channel)?.with().map_err(ZygoteError::channel("start"))?;
         let ToZygote::Start(start) = message else {
             return Err(out_of_order("waiting for the start message"));
         };
-        let title = Title::find();
         set_comm(c"pyspawner");
         let thread =
             ThreadFacts::of_this_thread().map_err(ZygoteError::io("asking for the thread id's address"))?;
@@ -143,10 +163,7 @@ impl Boot {
         descriptors::become_stdio(&empty, &stdout, &stderr)
             .map_err(ZygoteError::io("taking the caller's standard output"))?;
         let census = Census::new().map_err(ZygoteError::io("listing threads"))?;
-        if start.memory_image {
-            arenas::lend(arena_setter);
-        }
-        Ok(Self { channel, start, watchdog, title, census })
+        Ok(Self { channel, start, watchdog, title, census, origin })
     }
 
     /// What the caller wants imported and run.
@@ -257,10 +274,19 @@ impl Boot {
         let arenas = arenas::close();
         let image = self.start.memory_image.then(|| Planned::new(OwnTables::open()?, &mappings, arenas));
         let planned = image.as_ref().and_then(|planned| planned.as_ref().ok());
-        let stays = |mapping: &&Mapping| planned.is_none_or(|planned| !planned.touches(mapping));
-        huge_pages::gather(mappings.iter().filter(stays));
+        let stay = mappings.iter().filter(|mapping| planned.is_none_or(|planned| !planned.touches(mapping)));
+        let rights = match self.origin {
+            Origin::Interpreter => {
+                huge_pages::gather(stay);
+                Rights::of_this_process()
+            }
+            Origin::Clone(rights) => {
+                huge_pages::gather_own(stay);
+                rights
+            }
+        };
         drop(mappings);
-        let plan = Plan::new(needs).map_err(|error| refused(error, &self.channel))?;
+        let plan = Plan::new(needs, rights).map_err(|error| refused(error, &self.channel))?;
         let threads = self.census.into_report();
         // From here on, whatever is written is written in all clones.
         settle_heap();

@@ -18,7 +18,7 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, pidfd_send_signal, setrlimit};
 
-use crate::channel::{Channel, ChannelError, Received};
+use crate::channel::{Channel, ChannelError};
 use crate::protocol::{self, CpuBudget, Watch};
 use crate::sys::clone::{Cloned, ThreadFacts, clone_plain_sibling};
 use crate::sys::kernel::{block_all_signals, exit_now, set_comm};
@@ -120,9 +120,8 @@ struct Watched {
 
 impl Watched {
     /// `None` where there was no descriptor left for it.
-    fn new(received: Received<Watch>) -> Option<Self> {
-        let Watch::This { budget } = received.message else { return None };
-        let mut descriptors = received.descriptors.into_iter();
+    fn new(budget: Option<CpuBudget>, descriptors: Vec<OwnedFd>) -> Option<Self> {
+        let mut descriptors = descriptors.into_iter();
         let pidfd = descriptors.next()?;
         let budget = match budget {
             Some(budget) if budget.of_cgroup => {
@@ -137,6 +136,32 @@ impl Watched {
     fn kill(&self) {
         // One that has just ended is as good as killed.
         let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+    }
+}
+
+/// All of them, each by the token under which `epoll` tells of its end. One with a budget given later is here twice.
+struct All<'a> {
+    epoll: &'a OwnedFd,
+    next_token: u64,
+    watched: BTreeMap<u64, Watched>,
+}
+
+impl All<'_> {
+    fn add(&mut self, process: Option<Watched>) -> rustix::io::Result<()> {
+        let process = process.ok_or(Errno::MFILE)?;
+        let token = self.next_token;
+        epoll::add(self.epoll, process.pidfd.as_fd(), EventData::new_u64(token), EventFlags::IN)?;
+        self.next_token += 1;
+        self.watched.insert(token, process);
+        Ok(())
+    }
+
+    /// Of a process that has ended. The caller may hold the same pidfd for as long as it likes, and epoll would report it for as long.
+    fn remove(&mut self, token: u64) -> rustix::io::Result<()> {
+        match self.watched.remove(&token) {
+            Some(watched) => epoll::delete(self.epoll, watched.pidfd.as_fd()),
+            None => Ok(()),
+        }
     }
 }
 
@@ -168,16 +193,14 @@ fn watch_until_the_end(
     add(zygote_socket.as_fd(), ZYGOTE_SOCKET)?;
     add(caller_socket.as_fd(), CALLER_SOCKET)?;
     let mut companions = Companions::new(&epoll);
-    let mut next_token = CALLER_SOCKET + 1;
-    let mut watched = BTreeMap::new();
-    add(zygote.as_fd(), next_token)?;
-    watched.insert(next_token, Watched { pidfd: zygote, budget: None });
+    let mut all = All { epoll: &epoll, next_token: CALLER_SOCKET + 1, watched: BTreeMap::new() };
+    all.add(Some(Watched { pidfd: zygote, budget: None }))?;
 
     let mut zygote_talks = true;
     let mut space = [MaybeUninit::uninit(); 64];
-    while zygote_talks || !watched.is_empty() || !companions.is_empty() {
+    while zygote_talks || !all.watched.is_empty() || !companions.is_empty() {
         let look_at =
-            watched.values().filter_map(|watched| watched.budget.as_ref().map(Budget::look_at)).min();
+            all.watched.values().filter_map(|watched| watched.budget.as_ref().map(Budget::look_at)).min();
         let patience = look_at.map(|time| {
             // To the end of the millisecond, so that epoll does not answer too early.
             let left = time.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
@@ -189,7 +212,7 @@ fn watch_until_the_end(
         };
         // A caller's death counts before anything that comes with it.
         if events.iter().any(|event| event.data.u64() == CALLER) {
-            for watched in watched.values() {
+            for watched in all.watched.values() {
                 watched.kill();
             }
             companions.kill_all();
@@ -197,7 +220,7 @@ fn watch_until_the_end(
             return Ok(());
         }
         let now = Instant::now();
-        for watched in watched.values_mut() {
+        for watched in all.watched.values_mut() {
             if watched.budget.as_mut().is_some_and(|budget| budget.is_spent(now)) {
                 watched.kill();
             }
@@ -211,31 +234,36 @@ fn watch_until_the_end(
             if token == CALLER_SOCKET {
                 match caller_socket.recv::<protocol::Companion>() {
                     Ok(Some(received)) => {
+                        let answer = match received.message {
+                            protocol::Companion::Limit { budget } => {
+                                match all.add(Watched::new(Some(budget), received.descriptors)) {
+                                    Ok(()) => protocol::Companion::Running,
+                                    Err(errno) => {
+                                        protocol::Companion::Refused { errno: errno.raw_os_error() }
+                                    }
+                                }
+                            }
+                            _ => companions.obey(received),
+                        };
                         // A caller that is gone does not need the answer.
-                        let _ = caller_socket.send(&companions.obey(received), &[]);
+                        let _ = caller_socket.send(&answer, &[]);
                     }
                     _ => epoll::delete(&epoll, caller_socket.as_fd())?,
                 }
                 continue;
             }
             if token != ZYGOTE_SOCKET {
-                // The process has ended. The caller may hold the same pidfd for as long as it likes, and epoll would report it for as long.
-                if let Some(watched) = watched.remove(&token) {
-                    epoll::delete(&epoll, watched.pidfd.as_fd())?;
-                }
+                all.remove(token)?;
                 continue;
             }
             if let Ok(Some(received)) = zygote_socket.recv::<Watch>() {
-                next_token += 1;
-                let answer = match Watched::new(received) {
-                    Some(process) => match add(process.pidfd.as_fd(), next_token) {
-                        Ok(()) => {
-                            watched.insert(next_token, process);
-                            Watch::Watching
-                        }
-                        Err(errno) => Watch::Refused { errno: errno.raw_os_error() },
-                    },
-                    None => Watch::Refused { errno: libc::EMFILE },
+                let process = match received.message {
+                    Watch::This { budget } => Watched::new(budget, received.descriptors),
+                    Watch::Watching | Watch::Refused { .. } => None,
+                };
+                let answer = match all.add(process) {
+                    Ok(()) => Watch::Watching,
+                    Err(errno) => Watch::Refused { errno: errno.raw_os_error() },
                 };
                 // A zygote that is gone does not need the answer.
                 let _ = zygote_socket.send(&answer, &[]);

@@ -5,6 +5,7 @@
 
 mod delegated;
 
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -94,6 +95,17 @@ impl Cgroup {
     pub(super) fn directory(&self) -> rustix::io::Result<OwnedFd> {
         let life = lock(&self.life);
         fcntl_dupfd_cloexec(life.directory.as_ref().ok_or(Errno::NOENT)?, 3)
+    }
+
+    /// Its `cpu.stat`, open.
+    ///
+    /// # Errors
+    ///
+    /// `EMFILE`; `ENOENT` if it is removed.
+    pub(super) fn cpu_stat(&self) -> rustix::io::Result<File> {
+        let life = lock(&self.life);
+        let directory = life.directory.as_ref().ok_or(Errno::NOENT)?;
+        openat(directory, "cpu.stat", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map(File::from)
     }
 
     /// After the child's end: ends what it has left behind, asks what all have used, and removes the cgroup. Again, it only answers.

@@ -75,8 +75,8 @@ enum Way {
 }
 
 impl Networks {
-    pub(super) fn new(companions: Companions) -> Self {
-        Self { egresses: Mutex::default(), companions: Arc::new(companions) }
+    pub(super) fn new(companions: Arc<Companions>) -> Self {
+        Self { egresses: Mutex::default(), companions }
     }
 
     /// Prepares a child's network.
@@ -429,6 +429,14 @@ pub(super) struct Place {
 impl Place {
     fn addresses(&self) -> Vec<ChildAddress> {
         self.egress.block.addresses(self.child)
+    }
+
+    /// Whether it is one of the calling thread's network namespace, and its router knows what addresses the host has now.
+    pub(super) fn is_current(&self) -> bool {
+        let mut state = lock(&self.egress.state);
+        !state.is_closed
+            && own_namespace().is_ok_and(|here| here == self.egress.namespace)
+            && state.look_at_host(&self.egress.router).is_ok()
     }
 
     fn make(&self, pid: i32) -> Result<ChildNetwork, Error> {

@@ -29,18 +29,27 @@ use crate::sandbox::mounts::{Kept, PrivateDirectory, Template};
 
 pub use needs::Needs;
 use needs::{Item, is_shut, outermost, walk, wanted};
+pub(super) use stage::leave as leave_stage;
 pub(super) use visible::visible;
 
 /// A directory below which the next one may be forbidden again; more levels than this nobody has.
 const MAX_ROUNDS: usize = 8;
 
-/// Whose rights the zygote has.
+/// What the zygote may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rights {
     /// May mount, and map ids.
     Root,
     /// May do so only in a user namespace of its own.
     User,
+    /// Has that one already, from the zygote that it is a clone of.
+    UserWithin,
+}
+
+impl Rights {
+    pub(super) fn of_this_process() -> Self {
+        if geteuid().is_root() { Self::Root } else { Self::User }
+    }
 }
 
 /// Gives the zygote its own, private mount namespace, and stages there what children see of the host.
@@ -51,13 +60,20 @@ pub(super) enum Rights {
 pub(super) fn prepare(needs: &Needs, rights: Rights) -> Result<Template, Failure> {
     let working_dir = getcwd(Vec::new()).unwrap_or_else(|_| c"/".to_owned());
     // Before it is another one in another namespace.
-    let user = geteuid().as_raw();
+    let user = match rights {
+        Rights::Root | Rights::User => geteuid().as_raw(),
+        Rights::UserWithin => rootless::user_outside()?,
+    };
     match rights {
         Rights::Root => unshare(UnshareFlags::NEWNS).fail_at(Layer::Mounts, Step::UnshareMounts)?,
         Rights::User => {
-            rootless::check_groups(needs)?;
+            rootless::check_groups(needs, user)?;
             rootless::enter_namespaces()?;
             rootless::check_program()?;
+        }
+        Rights::UserWithin => {
+            rootless::check_groups(needs, user)?;
+            unshare(UnshareFlags::NEWNS).fail_at(Layer::Mounts, Step::UnshareMounts)?;
         }
     }
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
@@ -70,7 +86,7 @@ pub(super) fn prepare(needs: &Needs, rights: Rights) -> Result<Template, Failure
 }
 
 fn build(needs: &Needs, rights: Rights, user: u32, working_dir: CString) -> Result<Template, Failure> {
-    let rootless = rights == Rights::User;
+    let rootless = rights != Rights::Root;
     let masked = hidden::masked_in_proc();
     // Before anything is covered.
     let open = rootless.then(stage::copy_of_host).transpose()?;

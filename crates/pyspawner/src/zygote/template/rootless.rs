@@ -31,6 +31,13 @@ fn write(name: &str, text: &str, step: Step) -> Result<(), Failure> {
     fs::write(Path::new("/proc/self").join(name), text).fail_at(Layer::IdMap, step)
 }
 
+/// Who this process is outside of its user namespace, where it has but one id.
+pub(super) fn user_outside() -> Result<u32, Failure> {
+    let map = fs::read_to_string("/proc/self/uid_map").fail_at(Layer::IdMap, Step::ReadUidMap)?;
+    let outside = map.split_ascii_whitespace().nth(1).and_then(|number| number.parse().ok());
+    outside.ok_or(Failure::new(Layer::IdMap, Step::ReadUidMap, libc::EINVAL))
+}
+
 /// A child is the caller's user: through `/proc/self/exe` it could change the interpreter, but for the mount that the zygote was started from.
 ///
 /// # Errors
@@ -50,13 +57,13 @@ pub(super) fn check_program() -> Result<(), Failure> {
 /// # Errors
 ///
 /// `EACCES`: they do.
-pub(super) fn check_groups(needs: &Needs) -> Result<(), Failure> {
+pub(super) fn check_groups(needs: &Needs, user_outside: u32) -> Result<(), Failure> {
     let (user, own) = (geteuid().as_raw(), getegid());
     let groups = getgroups().fail_at(Layer::IdMap, Step::CheckGroups)?;
     let mut unseen: Vec<PathBuf> = if groups.iter().all(|group| *group == own) {
         Vec::new()
     } else {
-        visible(needs, user).into_iter().map(to_path).collect()
+        visible(needs, user_outside).into_iter().map(to_path).collect()
     };
     while let Some(path) = unseen.pop() {
         // What cannot be looked at cannot be opened.

@@ -1,5 +1,6 @@
 //! Building the stage (`sandbox/mounts/stage.rs`), and moving to it.
 
+use std::ffi::CStr;
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -12,12 +13,14 @@ use rustix::mount::{
     fsmount, fsopen, mount, mount_remount, move_mount, unmount,
 };
 use rustix::process::{chdir, fchdir, pivot_root};
+use rustix::thread::UnshareFlags;
 
 use crate::error::{FailAt, Failure, Step};
 use crate::layer::Layer;
 use crate::sandbox::mounts::{attach_locked, detached_copy, stage};
 
 use super::cover::prune;
+use super::unshare;
 
 /// Where the zygote's root is put together: a directory that every system has, and of which children get another one anyway.
 const SITE: &str = "/dev";
@@ -61,6 +64,16 @@ pub(super) fn build_and_enter(open: Option<&OwnedFd>) -> Result<(), Failure> {
     pivot_root(".", ".").fail_at(Layer::Mounts, Step::PivotRoot)?;
     unmount(".", UnmountFlags::DETACH).fail_at(Layer::Mounts, Step::UnmountOldRoot)?;
     fchdir(stage).fail_at(Layer::Mounts, Step::ChangeDirectory)
+}
+
+/// In a zygote's clone that is to become another zygote, without root: changes to the host's tree as the stage holds it, in a mount namespace
+/// of the clone's own.
+pub(in crate::zygote) fn leave(working_dir: &CStr) -> Result<(), Failure> {
+    unshare(UnshareFlags::NEWNS).fail_at(Layer::Mounts, Step::UnshareMounts)?;
+    chdir(stage::OPEN).fail_at(Layer::Mounts, Step::ChangeDirectory)?;
+    pivot_root(".", ".").fail_at(Layer::Mounts, Step::PivotRoot)?;
+    unmount(".", UnmountFlags::DETACH).fail_at(Layer::Mounts, Step::UnmountOldRoot)?;
+    chdir(working_dir).or_else(|_| chdir("/")).fail_at(Layer::Mounts, Step::ChangeDirectory)
 }
 
 /// Builds the stage at `place`.
