@@ -51,6 +51,7 @@ fn main() {
         child_main: "a.b".into(),
         preload_imports: vec!["c".into()],
         sys_path: Some(vec![b"/d".into()]),
+        memory_image: true,
         warm_up: Some("e.f".into()),
     };
     let threads = vec![("a".into(), vec!["b".into()])];
@@ -67,7 +68,7 @@ fn main() {
             FromZygote::Importing { module: "a".into() },
             FromZygote::Failed { summary: "a".into(), traceback: "b".into() },
             FromZygote::HandedOver { pid: -1 },
-            FromZygote::Ready { threads },
+            FromZygote::Ready { threads, no_memory_image: Some("a".into()) },
         ],
     );
     write(3, &Order::Run, &[Order::Enter(orders), Order::Wake { process_name: "name".into() }]);

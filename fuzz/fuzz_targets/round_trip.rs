@@ -119,6 +119,7 @@ fn to_zygote(input: &mut Unstructured<'_>) -> Result<ToZygote> {
         child_main: text(input)?,
         preload_imports: list(input, text)?,
         sys_path: input.arbitrary()?,
+        memory_image: input.arbitrary()?,
         warm_up: optional(input, text)?,
     }))
 }
@@ -131,7 +132,10 @@ fn from_zygote(input: &mut Unstructured<'_>) -> Result<FromZygote> {
         2 => FromZygote::Failed { summary: text(input)?, traceback: text(input)? },
         3 => FromZygote::HandOver,
         4 => FromZygote::HandedOver { pid: input.arbitrary()? },
-        _ => FromZygote::Ready { threads: list(input, |input| Ok((text(input)?, list(input, text)?)))? },
+        _ => FromZygote::Ready {
+            threads: list(input, |input| Ok((text(input)?, list(input, text)?)))?,
+            no_memory_image: optional(input, text)?,
+        },
     })
 }
 

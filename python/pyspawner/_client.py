@@ -50,6 +50,9 @@ class Client:
         more of them use more CPUs.
     :param restart: whether the next spawn after the zygote's death starts a new one. It then takes as long as a start; the second of
         such starts in a row not before 0.1 seconds have passed, and each later one after twice as long, up to 30 seconds.
+    :param memory_image: whether what the imports leave in memory is kept in a sealed file of memory, of which children get what they
+        touch: a clone need not copy it. Contents are the same without. Where the host does not allow it, the log says why, and clones
+        take longer. Default: ``True``.
     :param warm_children: how many children to have parked of each ``SandboxConfig`` in use, from its second spawn on: cloned, locked in and
         ready. A spawn that finds one takes a tenth of a millisecond, and another one is made in its place. The four configurations that
         were used last have some. See also :meth:`prewarm`.
@@ -64,7 +67,8 @@ class Client:
     :raises ZygoteStartError: a module is missing or raises, ``child_main`` does not exist or cannot be called, the executable cannot
         run or has no pyspawner. The message has the zygote's own traceback. No process is left.
 
-    The threads that an import starts in the zygote are logged to the logger ``pyspawner``, at level INFO.
+    The threads that an import starts in the zygote are logged to the logger ``pyspawner``, at level INFO; so is why there is no
+    memory image.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class Client:
         executable: str = sys.executable,
         zygotes: int = 1,
         restart: bool = False,
+        memory_image: bool = True,
         warm_children: int = 0,
         warm_up: str | None = None,
         max_spawns_per_zygote: int | None = None,
@@ -88,6 +93,7 @@ class Client:
             arguments=_bootstrap_arguments() if own_interpreter else ["-u", "-m", "pyspawner._zygote"],
             environment=_checked_environment(environment),
             sys_path=[os.fsencode(entry) for entry in sys.path] if own_interpreter else None,
+            memory_image=memory_image,
         )
         imports = Imports(
             _checked_function("child_main", child_main),

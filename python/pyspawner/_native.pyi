@@ -30,6 +30,7 @@ class Client:
         child_main: str,
         preload_imports: list[str],
         sys_path: list[bytes] | None,
+        memory_image: bool,
         warm_children: int,
         warm_up: str | None,
         stop: Stop | None = None,
@@ -70,6 +71,9 @@ class Client:
     def zygote_pid(self) -> int: ...
     @property
     def watchdog_pid(self) -> int: ...
+    @property
+    def no_memory_image(self) -> str | None:
+        """Why the zygote has none, if it should."""
     @property
     def threads(self) -> list[tuple[str, list[str]]]: ...
 

@@ -43,3 +43,9 @@ def log_threads(threads: Sequence[tuple[str, Sequence[str]]]) -> None:
             len(names),
             ", ".join(names),
         )
+
+
+def log_memory_image(why_not: str | None) -> None:
+    """Log why a zygote has no memory image, if it should have one."""
+    if why_not is not None:
+        logger.info("the zygote has no memory image: %s", why_not)

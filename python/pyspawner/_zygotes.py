@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from pyspawner._errors import ZygoteDiedError
-from pyspawner._reporter import log_threads
+from pyspawner._reporter import log_memory_image, log_threads
 from pyspawner._rotation import Pauses, Rotation, start_failed
 from pyspawner.events import ZygoteDied, ZygoteRetired, ZygoteStarted
 
@@ -340,6 +340,7 @@ class Zygotes:
         for sandbox, count in prewarmed:
             zygote.want_warm(sandbox, self._plan.each(count))
         log_threads(zygote.threads)
+        log_memory_image(zygote.no_memory_image)
         self._report(ZygoteStarted(zygote.zygote_pid, seconds, restarts, cause))
         return _Zygote(zygote)
 

@@ -23,7 +23,9 @@ def kernel_gathers() -> bool:
 
 
 def test_children_share_huge_pages_with_the_zygote() -> None:
-    with pyspawner.Client(child_main="support.run_source", preload_imports=["pandas"]) as client:
+    with pyspawner.Client(
+        child_main="support.run_source", preload_imports=["pandas"], memory_image=False
+    ) as client:
         huge = sum(map(int, run(client, TABLE).text.split()))
     # Pandas and Python leave some 50 MB.
     assert (huge >= 4 * HUGE_KIB) == kernel_gathers()

@@ -118,6 +118,7 @@ def test_signatures_are_those_of_1_0():
         # And beside those of 1.0:
         ("zygotes", by_name, 1),
         ("restart", by_name, False),
+        ("memory_image", by_name, True),
         ("warm_children", by_name, 0),
         ("warm_up", by_name, None),
         ("max_spawns_per_zygote", by_name, None),

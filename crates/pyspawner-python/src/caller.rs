@@ -89,7 +89,7 @@ pub(crate) struct Client {
 #[pymethods]
 impl Client {
     #[new]
-    #[pyo3(signature = (*, executable, arguments, environment, child_main, preload_imports, sys_path, warm_children, warm_up, stop=None))]
+    #[pyo3(signature = (*, executable, arguments, environment, child_main, preload_imports, sys_path, memory_image, warm_children, warm_up, stop=None))]
     #[expect(clippy::too_many_arguments, reason = "what a zygote is made of")]
     fn new(
         py: Python<'_>,
@@ -99,6 +99,7 @@ impl Client {
         child_main: String,
         preload_imports: Vec<String>,
         sys_path: Option<Vec<Vec<u8>>>,
+        memory_image: bool,
         warm_children: usize,
         warm_up: Option<String>,
         stop: Option<&Bound<'_, Stop>>,
@@ -110,6 +111,7 @@ impl Client {
             child_main,
             preload_imports,
             sys_path,
+            memory_image,
             warm_children,
             warm_up,
         };
@@ -197,6 +199,11 @@ impl Client {
     #[getter]
     fn watchdog_pid(&self) -> i32 {
         self.core.watchdog_pid()
+    }
+
+    #[getter]
+    fn no_memory_image(&self) -> Option<String> {
+        self.core.no_memory_image().map(str::to_owned)
     }
 
     #[getter]

@@ -47,7 +47,8 @@ impl Boot {
 impl Boot {
     #[new]
     fn new(socket: RawFd) -> PyResult<Self> {
-        let core = zygote::Boot::begin(socket).map_err(|error| from_zygote(&error))?;
+        let core = zygote::Boot::begin(socket, c"PyObject_SetArenaAllocator")
+            .map_err(|error| from_zygote(&error))?;
         Ok(Self { core: Some(core) })
     }
 

@@ -20,7 +20,7 @@ mod tests;
 const MAGIC: [u8; 4] = *b"pysp";
 
 /// Rises with every change of a message. Both ends must have the same.
-pub const VERSION: u16 = 6;
+pub const VERSION: u16 = 7;
 
 /// Bytes before the body: magic, version, conversation.
 const HEADER: usize = MAGIC.len() + size_of::<u16>() + 1;
@@ -123,6 +123,8 @@ pub struct Start {
     pub preload_imports: Vec<String>,
     /// The caller's `sys.path`, as bytes of the filesystem encoding; `None` keeps the zygote's own.
     pub sys_path: Option<Vec<Vec<u8>>>,
+    /// Whether what imports leave in memory is to be moved to an image that clones need not copy.
+    pub memory_image: bool,
     /// `package.module.function`, for children that park.
     pub warm_up: Option<String>,
 }
@@ -210,6 +212,8 @@ pub enum FromZygote {
     },
     /// The zygote serves.
     Ready {
+        /// Why there is no image of its memory, if the caller wants one.
+        no_memory_image: Option<String>,
         /// The threads that imports started, as `(module, thread names)`.
         threads: Vec<(String, Vec<String>)>,
     },

@@ -52,7 +52,8 @@ impl Client {
         // The zygote answers in order: what was asked for and given up before is known now.
         self.reap_abandoned();
         let DeriveOptions { child_main, preload_imports, warm_children, warm_up } = options;
-        let start = Start { caller: caller(), child_main, preload_imports, sys_path: None, warm_up };
+        let (caller, memory_image) = (caller(), self.memory_image);
+        let start = Start { caller, child_main, preload_imports, sys_path: None, memory_image, warm_up };
         let started = starting.handshake(Path::new("the zygote"), start, &callers, interrupt);
         starting.finish(started, warm_children)
     }

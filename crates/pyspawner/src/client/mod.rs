@@ -64,6 +64,8 @@ pub struct Client {
     zygote: Process,
     watchdog: Process,
     threads: Vec<(String, Vec<String>)>,
+    memory_image: bool,
+    no_memory_image: Option<String>,
     /// The private writable memory that every child begins with, in bytes.
     data_bytes: u64,
     delegation: Delegation,
@@ -96,6 +98,12 @@ impl Client {
     #[must_use]
     pub fn threads(&self) -> &[(String, Vec<String>)] {
         &self.threads
+    }
+
+    /// Why the zygote has no image of its memory, if it should have one. It serves all the same; clones take longer.
+    #[must_use]
+    pub fn no_memory_image(&self) -> Option<&str> {
+        self.no_memory_image.as_deref()
     }
 
     /// Ends the zygote and its watchdog. Children live on, without their managed networks. Again it does nothing more; in another process than

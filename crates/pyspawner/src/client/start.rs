@@ -46,6 +46,8 @@ pub struct StartOptions {
     pub preload_imports: Vec<String>,
     /// The caller's `sys.path`; `None` keeps the interpreter's own.
     pub sys_path: Option<Vec<Vec<u8>>>,
+    /// Whether what imports leave in memory is moved to an image that clones need not copy.
+    pub memory_image: bool,
     /// How many children to park of a sandbox that is used, so that the next ones need not be cloned.
     pub warm_children: usize,
     /// `package.module.function`, which each of them calls before it parks.
@@ -67,9 +69,16 @@ impl Client {
         let begun = starting.run(&options, &theirs);
         drop(theirs);
         let StartOptions {
-            executable, child_main, preload_imports, sys_path, warm_up, warm_children, ..
+            executable,
+            child_main,
+            preload_imports,
+            sys_path,
+            memory_image,
+            warm_up,
+            warm_children,
+            ..
         } = options;
-        let start = Start { caller: caller(), child_main, preload_imports, sys_path, warm_up };
+        let start = Start { caller: caller(), child_main, preload_imports, sys_path, memory_image, warm_up };
         let started = begun.and_then(|()| starting.handshake(&executable, start, &callers, interrupt));
         starting.finish(started, warm_children)
     }
@@ -115,6 +124,8 @@ pub(super) struct Started {
     /// To the watchdog.
     line: Channel,
     threads: Vec<(String, Vec<String>)>,
+    memory_image: bool,
+    no_memory_image: Option<String>,
     data_bytes: u64,
 }
 
@@ -130,7 +141,7 @@ impl Starting {
         warm_children: usize,
     ) -> Result<Client, Error> {
         match started {
-            Ok(Started { zygote, watchdog, line, threads, data_bytes }) => {
+            Ok(Started { zygote, watchdog, line, threads, memory_image, no_memory_image, data_bytes }) => {
                 let companions = Arc::new(Companions::new(line));
                 Ok(Client {
                     data_bytes,
@@ -143,6 +154,8 @@ impl Starting {
                     zygote,
                     watchdog,
                     threads,
+                    memory_image,
+                    no_memory_image,
                     abandoned: Mutex::default(),
                     abandoned_clones: Mutex::default(),
                 })
@@ -170,6 +183,7 @@ impl Starting {
         callers: &CallersDescriptors,
         interrupt: Interrupt<'_>,
     ) -> Result<Started, Error> {
+        let memory_image = start.memory_image;
         let CallersDescriptors { pidfd, outputs: [stdout, stderr] } = callers;
         match self.connection.send(&ToZygote::Start(start), &[pidfd.as_fd(), stdout.as_fd(), stderr.as_fd()])
         {
@@ -205,7 +219,7 @@ impl Starting {
                         return Err(self.why_it_ended(executable).into());
                     }
                 }
-                FromZygote::Ready { threads } => {
+                FromZygote::Ready { threads, no_memory_image } => {
                     let out_of_order = ProtocolError::OutOfOrder { waiting_for: "hello" };
                     let pid = self.process.as_ref().map(Process::pid).unwrap_or_default();
                     let data_bytes = data_bytes(pid)?;
@@ -213,7 +227,15 @@ impl Starting {
                     let (Some(zygote), Some(watchdog)) = (self.process.take(), self.watchdog.take()) else {
                         return Err(out_of_order.into());
                     };
-                    return Ok(Started { zygote, watchdog, line, threads, data_bytes });
+                    return Ok(Started {
+                        zygote,
+                        watchdog,
+                        line,
+                        threads,
+                        memory_image,
+                        no_memory_image,
+                        data_bytes,
+                    });
                 }
                 FromZygote::HandedOver { .. } => {
                     return Err(ProtocolError::OutOfOrder { waiting_for: "ready" }.into());

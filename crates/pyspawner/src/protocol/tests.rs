@@ -27,15 +27,15 @@ fn failure() -> impl Strategy<Value = Failure> {
 
 fn to_zygote() -> impl Strategy<Value = ToZygote> {
     let sys_path = option::of(vec(vec(any::<u8>(), 0..40), 0..6));
-    let start = (any::<i32>(), text(), vec(text(), 0..6), sys_path, option::of(text())).prop_map(
-        |(caller, child_main, preload_imports, sys_path, warm_up)| Start {
+    let start = (any::<i32>(), text(), vec(text(), 0..6), sys_path, any::<bool>(), option::of(text()))
+        .prop_map(|(caller, child_main, preload_imports, sys_path, memory_image, warm_up)| Start {
             caller,
             child_main,
             preload_imports,
             sys_path,
+            memory_image,
             warm_up,
-        },
-    );
+        });
     prop_oneof![Just(ToZygote::Proceed), start.prop_map(ToZygote::Start)]
 }
 
@@ -48,7 +48,8 @@ fn from_zygote() -> impl Strategy<Value = FromZygote> {
         (text(), text()).prop_map(|(summary, traceback)| FromZygote::Failed { summary, traceback }),
         Just(FromZygote::HandOver),
         any::<i32>().prop_map(|pid| FromZygote::HandedOver { pid }),
-        threads.prop_map(|threads| FromZygote::Ready { threads }),
+        (threads, option::of(text()))
+            .prop_map(|(threads, no_memory_image)| FromZygote::Ready { threads, no_memory_image }),
     ]
 }
 
@@ -301,9 +302,10 @@ fn a_message_longer_than_its_limit_is_not_encoded() {
 #[test]
 fn a_length_that_lies_costs_no_memory() {
     // Both end in a length of 0. Instead they claim 4 GiB, and that many threads.
-    for message in
-        [FromZygote::Importing { module: String::new() }, FromZygote::Ready { threads: Vec::new() }]
-    {
+    for message in [
+        FromZygote::Importing { module: String::new() },
+        FromZygote::Ready { threads: Vec::new(), no_memory_image: None },
+    ] {
         let mut frame = encode(&message).expect("a frame");
         assert_eq!(frame.pop(), Some(0));
         frame.extend([0xff, 0xff, 0xff, 0xff, 0x0f]);

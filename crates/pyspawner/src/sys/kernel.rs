@@ -103,6 +103,21 @@ pub(crate) fn block_all_signals() {
     }
 }
 
+/// Does `work` while this thread gets no signal that can be blocked.
+pub(crate) fn without_signals<T>(work: impl FnOnce() -> T) -> T {
+    let mut all = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    let mut before = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigfillset initialises the one set before it is read, pthread_sigmask the other.
+    unsafe {
+        libc::sigfillset(all.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr());
+    }
+    let done = work();
+    // SAFETY: initialised above.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), std::ptr::null_mut()) };
+    done
+}
+
 /// Does `work` while this thread gets no SIGPIPE from what it writes, whatever the process does about that signal.
 pub(crate) fn without_sigpipe<T>(work: impl FnOnce() -> T) -> T {
     let mut sets = [std::mem::MaybeUninit::<libc::sigset_t>::uninit(); 3];

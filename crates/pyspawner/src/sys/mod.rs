@@ -1,12 +1,14 @@
 //! System calls that rustix does not have, and the only place with `unsafe`.
 #![expect(unsafe_code, reason = "raw system calls; every block states why it is sound")]
 
+pub(crate) mod arenas;
 pub(crate) mod clone;
 pub(crate) mod command;
 pub(crate) mod descriptors;
 pub(crate) mod flat_keyed;
 pub(crate) mod inside;
 pub(crate) mod kernel;
+pub(crate) mod loaded;
 pub(crate) mod mapping;
 pub(crate) mod mount;
 pub(crate) mod netlink;

@@ -25,6 +25,7 @@ use crate::sys::kernel::{exit_now, set_comm};
 use crate::sys::{descriptors, title::Title};
 
 use super::host::{Host, HostUser, go_back};
+use super::memory_image::MemoryImage;
 use super::parking::Parking;
 use super::plan::{Plan, Prepared};
 use super::watchdog::Watchdog;
@@ -73,11 +74,18 @@ pub struct Zygote {
     watchdog: Watchdog,
     pub(super) title: Option<Title>,
     pub(super) plan: Plan,
+    image: Option<MemoryImage>,
 }
 
 impl Zygote {
-    pub(super) fn new(channel: Channel, watchdog: Watchdog, title: Option<Title>, plan: Plan) -> Self {
-        Self { channel, watchdog, title, plan }
+    pub(super) fn new(
+        channel: Channel,
+        watchdog: Watchdog,
+        title: Option<Title>,
+        plan: Plan,
+        image: Option<MemoryImage>,
+    ) -> Self {
+        Self { channel, watchdog, title, plan, image }
     }
 
     /// Clones one process for each request, until the caller closes the connection. Returns in the zygote once, and once in every clone.
@@ -141,6 +149,9 @@ impl Zygote {
                         cpu_microseconds.map(|microseconds| CpuBudget { microseconds, of_cgroup, pid });
                     let reported = self.set_up(&private, pid, &pidfd, host_user, budget, cgroup.as_ref());
                     hooks.after_in_parent();
+                    if let Some(image) = &mut self.image {
+                        image.after_clone();
+                    }
                     reported?;
                 }
                 Err(failure) => {

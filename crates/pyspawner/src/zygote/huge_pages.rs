@@ -4,13 +4,14 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use super::mappings::Mapping;
 use crate::sys::mapping::collapse;
 
 /// What one entry of a page table's upper level maps, on x86-64 and, with pages of 4 KiB, on aarch64.
-const HUGE: usize = 2 << 20;
+pub(super) const HUGE: usize = 2 << 20;
 
 /// How many pages of a block must be this process's alone to be worth copies of the others.
 const MOSTLY: usize = HUGE / PAGE / 2;
@@ -23,21 +24,21 @@ const PRESENT: u64 = 1 << 63;
 
 /// Gathers what imports have left in the private memory of this process into huge pages. Where the kernel cannot (before Linux 6.1, or
 /// no memory in one piece), the pages stay as they are: nothing but time depends on it.
-pub(super) fn gather(mappings: &[Mapping]) {
+pub(super) fn gather<'a>(mappings: impl Iterator<Item = &'a Mapping>) {
     gather_where(mappings, |_| true);
 }
 
 /// The same in a clone of a zygote, and only where most of the pages are the clone's own: to gather what it shares would be to copy it.
-pub(super) fn gather_own(mappings: &[Mapping]) {
+pub(super) fn gather_own<'a>(mappings: impl Iterator<Item = &'a Mapping>) {
     if let Ok(page_map) = File::open("/proc/self/pagemap") {
         gather_where(mappings, |start| own_pages(&page_map, start).is_ok_and(|own| own >= MOSTLY));
     }
 }
 
 #[expect(unsafe_code, reason = "passes on what the table of mappings says")]
-fn gather_where(mappings: &[Mapping], is_wanted: impl Fn(usize) -> bool) {
-    for mapping in mappings.iter().filter(|mapping| is_gatherable(mapping)) {
-        for start in whole_blocks(mapping).filter(|start| is_wanted(*start)) {
+fn gather_where<'a>(mappings: impl Iterator<Item = &'a Mapping>, is_wanted: impl Fn(usize) -> bool) {
+    for mapping in mappings.filter(|mapping| is_gatherable(mapping)) {
+        for start in whole_blocks(&mapping.range()).filter(|start| is_wanted(*start)) {
             // SAFETY: private memory without a file, by the table; and its contents stay the same.
             unsafe { collapse(start, HUGE) };
         }
@@ -59,10 +60,10 @@ fn is_gatherable(mapping: &Mapping) -> bool {
         && !["sh", "dc", "wf", "gd", "nh", "lo"].into_iter().any(|flag| mapping.has(flag))
 }
 
-fn whole_blocks(mapping: &Mapping) -> impl Iterator<Item = usize> {
-    let first = mapping.start.next_multiple_of(HUGE);
-    let end = mapping.start + mapping.length;
-    (first..end).step_by(HUGE).take_while(move |start| start + HUGE <= end)
+/// Where the huge pages begin that a range can have.
+pub(super) fn whole_blocks(range: &Range<usize>) -> impl Iterator<Item = usize> + use<> {
+    let Range { start, end } = *range;
+    (start.next_multiple_of(HUGE)..end).step_by(HUGE).take_while(move |start| start + HUGE <= end)
 }
 
 #[cfg(test)]
@@ -79,7 +80,8 @@ mod tests {
     #[test]
     fn only_whole_aligned_blocks_are_gathered() {
         let mappings = table("rw-p", 0, "rd wr mr mw me ac sd");
-        assert_eq!(whole_blocks(&mappings[0]).collect::<Vec<_>>(), [0x7f00_0020_0000, 0x7f00_0040_0000]);
+        let blocks: Vec<_> = whole_blocks(&mappings[0].range()).collect();
+        assert_eq!(blocks, [0x7f00_0020_0000, 0x7f00_0040_0000]);
     }
 
     #[test]

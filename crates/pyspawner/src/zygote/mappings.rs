@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::ops::Range;
 
 /// A mapping of this process.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -9,16 +10,21 @@ pub(super) struct Mapping {
     pub(super) start: usize,
     pub(super) length: usize,
     pub(super) protection: i32,
+    /// Where it begins in its file.
+    pub(super) offset: u64,
+    pub(super) inode: u64,
     /// The file's path, or what the kernel calls the memory. Mostly empty.
     pub(super) name: String,
     /// Of no file.
     pub(super) is_anonymous: bool,
+    /// Pages of it need a right of the thread's own, beside `protection`; pkeys(7).
+    pub(super) has_key: bool,
     flags: String,
 }
 
 impl Mapping {
     /// The first line of an entry: address range, permissions, offset, device, inode, name.
-    fn of_line(line: &str) -> Option<Self> {
+    pub(super) fn of_line(line: &str) -> Option<Self> {
         let mut fields = line.split_ascii_whitespace();
         let (start, end) = fields.next()?.split_once('-')?;
         let address = |text| usize::from_str_radix(text, 16).ok();
@@ -29,14 +35,28 @@ impl Mapping {
             .into_iter()
             .filter(|(letter, _)| permissions.contains(*letter))
             .fold(libc::PROT_NONE, |all, (_, one)| all | one);
-        let is_anonymous = fields.nth(2)? == "0";
+        let offset = u64::from_str_radix(fields.next()?, 16).ok()?;
+        let inode = fields.nth(1)?.parse().ok()?;
         let name = fields.collect::<Vec<_>>().join(" ");
-        Some(Self { start, length, protection, name, is_anonymous, flags: String::new() })
+        Some(Self {
+            start,
+            length,
+            protection,
+            offset,
+            inode,
+            name,
+            is_anonymous: inode == 0,
+            ..Self::default()
+        })
     }
 
     /// Whether the kernel shows a flag of two letters, as in the man page.
     pub(super) fn has(&self, flag: &str) -> bool {
         self.flags.split_ascii_whitespace().any(|shown| shown == flag)
+    }
+
+    pub(super) fn range(&self) -> Range<usize> {
+        self.start..self.start + self.length
     }
 
     pub(super) fn is_writable(&self) -> bool {
@@ -55,6 +75,8 @@ pub(super) fn in_table(smaps: &str) -> Vec<Mapping> {
     for line in smaps.lines() {
         if let Some(flags) = line.strip_prefix("VmFlags:") {
             found.extend(mapping.take().map(|mapping| Mapping { flags: flags.to_owned(), ..mapping }));
+        } else if let Some(key) = line.strip_prefix("ProtectionKey:") {
+            mapping = mapping.map(|mapping| Mapping { has_key: key.trim() != "0", ..mapping });
         } else {
             mapping = Mapping::of_line(line).or(mapping);
         }

@@ -11,6 +11,7 @@ mod derive;
 mod host;
 mod huge_pages;
 mod mappings;
+mod memory_image;
 mod parking;
 mod plan;
 pub mod scout;
@@ -19,6 +20,7 @@ mod template;
 mod threads;
 mod watchdog;
 
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 
@@ -28,12 +30,14 @@ use rustix::process::{Pid, PidfdFlags, getpid, getppid, pidfd_open};
 
 use crate::channel::{Channel, ChannelError, Received};
 use crate::protocol::{FromZygote, MAX_TRACEBACK, Message, Start, ToZygote};
+use crate::sys::arenas;
 use crate::sys::clone::ThreadFacts;
 use crate::sys::descriptors;
-use crate::sys::kernel::set_comm;
+use crate::sys::kernel::{set_comm, settle_heap};
 use crate::sys::title::Title;
 
 pub use clone::{ChildStart, ForkHooks, Served, Zygote};
+use memory_image::{OwnTables, Planned};
 pub use parking::Parking;
 use plan::Plan;
 pub use template::Needs;
@@ -126,11 +130,15 @@ impl Boot {
     /// # Errors
     ///
     /// Not started by this version of pyspawner; or the watchdog cannot be made.
-    pub fn begin(number: RawFd) -> Result<Self, ZygoteError> {
+    pub fn begin(number: RawFd, arena_setter: &CStr) -> Result<Self, ZygoteError> {
         let channel = Channel::from(
             descriptors::inherit(number).map_err(ZygoteError::io("taking the caller's socket"))?,
         );
-        Self::on(channel, Title::find(), Origin::Interpreter)
+        let boot = Self::on(channel, Title::find(), Origin::Interpreter)?;
+        if boot.start.memory_image {
+            arenas::lend(arena_setter);
+        }
+        Ok(boot)
     }
 
     fn on(channel: Channel, title: Option<Title>, origin: Origin) -> Result<Self, ZygoteError> {
@@ -254,6 +262,8 @@ impl Boot {
             let error = ZygoteError::Threads { names: names.join(", "), modules: modules.join(", ") };
             return Err(refused(error, &self.channel));
         }
+        // The heap's end is where it stays.
+        settle_heap();
         let mappings = mappings::read()
             .map_err(|error| refused(ZygoteError::io("listing mappings")(error), &self.channel))?;
         let devices = shared_memory::make_all_private(&mappings).map_err(|error| {
@@ -262,21 +272,31 @@ impl Boot {
         if !devices.is_empty() {
             return Err(refused(ZygoteError::DeviceMemory { names: devices.join(", ") }, &self.channel));
         }
+        let arenas = arenas::close();
+        let image = self.start.memory_image.then(|| Planned::new(OwnTables::open()?, &mappings, arenas));
+        let planned = image.as_ref().and_then(|planned| planned.as_ref().ok());
+        let stay = mappings.iter().filter(|mapping| planned.is_none_or(|planned| !planned.touches(mapping)));
         let rights = match self.origin {
             Origin::Interpreter => {
-                huge_pages::gather(&mappings);
+                huge_pages::gather(stay);
                 Rights::of_this_process()
             }
             Origin::Clone(rights) => {
-                huge_pages::gather_own(&mappings);
+                huge_pages::gather_own(stay);
                 rights
             }
         };
         drop(mappings);
         let plan = Plan::new(needs, rights).map_err(|error| refused(error, &self.channel))?;
         let threads = self.census.into_report();
-        self.channel.send(&FromZygote::Ready { threads }, &[]).map_err(ZygoteError::channel("ready"))?;
-        Ok(Zygote::new(self.channel, self.watchdog, self.title, plan))
+        // From here on, whatever is written is written in all clones.
+        settle_heap();
+        let image = image.map(|planned| planned.and_then(Planned::take));
+        let no_memory_image = image.as_ref().and_then(|taken| taken.as_ref().err()).map(ToString::to_string);
+        self.channel
+            .send(&FromZygote::Ready { threads, no_memory_image }, &[])
+            .map_err(ZygoteError::channel("ready"))?;
+        Ok(Zygote::new(self.channel, self.watchdog, self.title, plan, image.and_then(Result::ok)))
     }
 
     fn tell(&self, message: &FromZygote) -> Result<(), ZygoteError> {

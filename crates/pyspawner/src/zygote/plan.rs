@@ -5,7 +5,6 @@ use crate::sandbox::id_map::{IdRanges, drop_supplementary_groups};
 use crate::sandbox::mounts::Template;
 use crate::sandbox::seccomp;
 use crate::sys::clone::ThreadFacts;
-use crate::sys::kernel::settle_heap;
 
 use super::ZygoteError;
 use super::host::{Host, go_back};
@@ -42,7 +41,6 @@ impl Plan {
         let mut plan = Self { thread, ranges, needs, rights, prepared: Prepared::NotYet, host };
         // Reported to whoever asks for a child.
         let _ = plan.prepare();
-        settle_heap();
         Ok(plan)
     }
 
