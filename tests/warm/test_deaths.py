@@ -207,8 +207,13 @@ sys.stdin.readline()
 @pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGKILL)", "os._exit(1)", "sys.exit(0)", "1/0"])
 def test_parked_children_end_with_their_caller(end):
     source = CALLER.format(tests=str(TESTS)) + end
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen([sys.executable, "-c", source], **pipes, text=True) as caller:
+    with subprocess.Popen(
+        [sys.executable, "-c", source],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as caller:
         assert caller.stdin is not None
         assert caller.stdout is not None
         there = json.loads(caller.stdout.readline())
