@@ -21,6 +21,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--warm"):
+        cold = [item for item in items if item.get_closest_marker("cold")]
+        config.hook.pytest_deselected(items=cold)
+        items[:] = [item for item in items if item not in cold]
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if config.getoption("--warm"):
         terminalreporter.write_line(f"{WarmClient.warm_spawns} of {WarmClient.spawns} children were warm")

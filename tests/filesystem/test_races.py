@@ -185,6 +185,7 @@ KINDS = {
 }
 
 
+@pytest.mark.cold
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_a_source_that_is_swapped_after_it_was_opened_is_what_it_was(client, places, kind):
     code = "print(open('/data/which').read())"
@@ -194,6 +195,7 @@ def test_a_source_that_is_swapped_after_it_was_opened_is_what_it_was(client, pla
     assert answers == ["real"]
 
 
+@pytest.mark.cold
 def test_a_chroot_dir_that_is_swapped_after_it_was_opened_is_what_it_was(preloaded, places):
     sandbox = SandboxConfig(chroot_dir=places / "real")
     with spawned_with_a_pause(preloaded, "print(open('/which').read())", sandbox, lambda: True) as answers:

@@ -79,7 +79,7 @@ SANDBOXES = {
 }
 
 
-@pytest.fixture(params=SANDBOXES.values(), ids=SANDBOXES.keys())
+@pytest.fixture(params=SANDBOXES.values(), ids=list(SANDBOXES))
 def sandbox(request, directory):
     return request.param(fill(directory))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from pathlib import Path
 
@@ -66,7 +65,6 @@ LIBRARIES = {
     "sklearn": "kmeans",
     "numba": "numba_parallel",
     "polars": "polars_query",
-    "torch": "torch_matmul",
     "pandas": "pandas_groupby",
     "pyarrow": "arrow_compute",
 }
@@ -74,8 +72,6 @@ LIBRARIES = {
 
 @pytest.mark.parametrize(("library", "function"), LIBRARIES.items())
 def test_a_library_with_threads_is_used_in_it_and_again_in_the_child(library, function):
-    if importlib.util.find_spec(library) is None:
-        pytest.skip(f"{library} is not installed")
     warm_up = f"warm_up_libraries.{function}"
     with pyspawner.Client(
         child_main="support.run_source", preload_imports=[library], warm_up=warm_up

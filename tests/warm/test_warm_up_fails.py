@@ -107,8 +107,9 @@ def test_a_scout_that_hangs_ends_with_an_interrupted_start():
 
     def interrupt_when_it_hangs() -> None:
         eventually(named_scout_hangs, "the scout")
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+        signal.pthread_kill(main, signal.SIGUSR1)
 
+    main = threading.get_ident()
     before = signal.signal(signal.SIGUSR1, interrupt)
     watcher = threading.Thread(target=interrupt_when_it_hangs)
     watcher.start()
