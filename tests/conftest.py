@@ -10,8 +10,8 @@ import pytest
 
 import internet
 import pyspawner
+import warm_client
 from support import children_of_this_process, open_descriptors, visible_directory
-from warm_client import WarmClient
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -30,7 +30,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if config.getoption("--warm"):
-        terminalreporter.write_line(f"{WarmClient.warm_spawns} of {WarmClient.spawns} children were warm")
+        terminalreporter.write_line(
+            f"{warm_client.Client.warm_spawns} of {warm_client.Client.spawns} children were warm"
+        )
 
 
 def pytest_sessionstart() -> None:
@@ -50,7 +52,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 @pytest.fixture(scope="session")
 def client_type(pytestconfig: pytest.Config) -> type[pyspawner.Client]:
-    return WarmClient if pytestconfig.getoption("--warm") else pyspawner.Client
+    return warm_client.Client if pytestconfig.getoption("--warm") else pyspawner.Client
 
 
 @pytest.fixture(scope="session")

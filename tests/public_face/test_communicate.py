@@ -38,6 +38,7 @@ def nothing_left():
 # What comes back. -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.cold
 def test_outputs_exit_code_and_cause(client):
     with nothing_left():
         child = spawn(client, "import sys; print('out'); print('err', file=sys.stderr); sys.exit(3)")
