@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from pyspawner._native import Start
 
+# Args of so many bytes are read at once.
+_SMALL = 1 << 16
+
 # In place of an exit code, of which there are 256.
 _UNCAUGHT = 256
 
@@ -77,6 +80,12 @@ def _rehearse() -> None:
 
 
 def _load(descriptor: int) -> list[Any]:
+    size = os.fstat(descriptor).st_size
+    if size <= _SMALL:
+        # In as few calls as can be: a warm child does little else.
+        pickled = os.read(descriptor, size)
+        os.close(descriptor)
+        return pickle.loads(pickled)  # noqa: S301 (inside the sandbox)
     with os.fdopen(descriptor, "rb") as file:
         return pickle.load(file)  # noqa: S301 (inside the sandbox)
 

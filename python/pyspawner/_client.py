@@ -11,7 +11,6 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pyspawner import _native
@@ -240,18 +239,19 @@ class Client:
         if self._has_pools:
             for failure in zygotes.parking_failures():
                 self._report(ParkingFailed(failure))
-        self._report(ChildSpawned(handle.pid, process_name, time.monotonic() - started))
         report = self._report
+        if report.is_heard:
+            report(ChildSpawned(handle.pid, process_name, time.monotonic() - started))
 
         def on_end(returncode: int, cause: Cause, usage: Usage, blocked_syscall: str | None) -> None:
-            report(ChildEnded(handle.pid, process_name, returncode, cause, usage, blocked_syscall))
+            if report.is_heard:
+                report(ChildEnded(handle.pid, process_name, returncode, cause, usage, blocked_syscall))
 
         return ChildProcess(
             pid=handle.pid,
             stdin=open_stdin(stdin),
             stdout=open_output(stdout),
             stderr=open_output(stderr),
-            layers=MappingProxyType(dict(handle.layers)),
             _handle=handle,
             _on_end=on_end,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import functools
 import io
 import operator
 import os
@@ -11,6 +12,7 @@ import signal
 import sys
 import threading
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pyspawner._errors import ChildFailed
@@ -175,12 +177,14 @@ class ChildProcess:
     stderr: BinaryIO
     """Pipe from the child's standard error."""
 
-    layers: Mapping[str, str]
-    """The layers of the sandbox that are on, in the order in which they were applied, each with what it does here."""
-
     _handle: _native.Child = field(repr=False)
     _on_end: Callable[[int, Cause, Usage, str | None], None] = field(repr=False)
     _outcome: _Outcome = field(repr=False, default_factory=_Outcome)
+
+    @functools.cached_property
+    def layers(self) -> Mapping[str, str]:
+        """The layers of the sandbox that are on, in the order in which they were applied, each with what it does here."""
+        return MappingProxyType(dict(self._handle.layers))
 
     @property
     def pidfd(self) -> int:

@@ -21,6 +21,11 @@ class Reporter:
     def __init__(self, on_event: Callable[[Event], object] | None) -> None:
         self._on_event = on_event
 
+    @property
+    def is_heard(self) -> bool:
+        """Whether somebody listens to what happens all the time: of a spawn, it takes longer to tell than one would think."""
+        return self._on_event is not None or logger.isEnabledFor(logging.DEBUG)
+
     def __call__(self, event: Event) -> None:
         """Hand it on. What the function raises is logged: it is nobody's error who spawns or waits."""
         is_remarkable = isinstance(event, ZygoteDied | ZygoteStartFailed | ParkingFailed) or (

@@ -138,15 +138,17 @@ class Zygotes:
         self._forget_ended()
         while True:
             self._replenish()
-            with self._next() as used:
-                try:
-                    result = work(used.native)
-                except ZygoteDiedError as error:
-                    death = error
-                else:
-                    if is_spawn:
-                        self._count(used)
-                    return result
+            used = self._next()
+            try:
+                result = work(used.native)
+            except ZygoteDiedError as error:
+                death = error
+            else:
+                if is_spawn:
+                    self._count(used)
+                return result
+            finally:
+                self._done_with(used)
             self._bury(used, death)
             # It holds on to this frame.
             del death
@@ -180,20 +182,19 @@ class Zygotes:
         for zygote in all_of_them:
             zygote.native.close()
 
-    @contextmanager
-    def _next(self) -> Generator[_Zygote]:
-        """Yield the one whose turn it is. It is not retired meanwhile."""
+    def _next(self) -> _Zygote:
+        """Return the one whose turn it is. It is not retired until :meth:`_done_with` it."""
         with self._lock:
             self._turn += 1
             used = self._serving[self._turn % len(self._serving)]
             used.users += 1
-        try:
-            yield used
-        finally:
-            with self._lock:
-                used.users -= 1
-                if not used.users:
-                    self._lock.notify_all()
+        return used
+
+    def _done_with(self, used: _Zygote) -> None:
+        with self._lock:
+            used.users -= 1
+            if not used.users:
+                self._lock.notify_all()
 
     def _count(self, used: _Zygote) -> None:
         with self._lock:
@@ -244,6 +245,8 @@ class Zygotes:
 
     def _replenish(self) -> None:
         """Clone one that lives in place of one that has died, if it is time."""
+        if len(self._serving) == self._plan.count:
+            return
         with self._lock:
             is_short = self._plan.restart and len(self._serving) < self._plan.count
             if not is_short or self._clone_pauses.left() > 0:
@@ -255,14 +258,16 @@ class Zygotes:
                 return
             self._clone_pauses.begin()
             began = time.monotonic()
-            with self._next() as living:
-                try:
-                    with self._starting():
-                        successor = self._clone(living.native, None, "restart")
-                except Exception as error:
-                    if not self._is_closed:
-                        self._report(start_failed(error, began))
-                    return
+            living = self._next()
+            try:
+                with self._starting():
+                    successor = self._clone(living.native, None, "restart")
+            except Exception as error:
+                if not self._is_closed:
+                    self._report(start_failed(error, began))
+                return
+            finally:
+                self._done_with(living)
             with self._lock:
                 is_wanted = (
                     not self._is_closed and living in self._serving and len(self._serving) < self._plan.count

@@ -1,8 +1,8 @@
 //! What a child gets beside its sandbox: its standard streams, and the args.
 
 use std::fs::File;
-use std::io::{Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 
 use rustix::fs::{Gid, MemfdFlags, SealFlags, Uid, fchown, fcntl_add_seals, memfd_create};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -45,10 +45,9 @@ impl ChildDescriptors {
 fn sealed(bytes: &[u8]) -> Result<OwnedFd, Error> {
     let memfd = memfd_create("pyspawner-args", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
         .map_err(Error::io("memfd_create"))?;
-    let mut file = File::from(memfd);
-    file.write_all(bytes)
-        .and_then(|()| file.rewind())
-        .map_err(|source| Error::Io { doing: "writing the args", source })?;
+    let file = File::from(memfd);
+    // Whoever reads it begins at its start.
+    file.write_all_at(bytes, 0).map_err(|source| Error::Io { doing: "writing the args", source })?;
     fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)
         .map_err(Error::io("sealing the args"))?;
     Ok(file.into())

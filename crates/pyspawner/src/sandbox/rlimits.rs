@@ -15,7 +15,7 @@ use crate::sys::proc_file::write_file;
 /// The pid by which a process means itself.
 const OWN: i32 = 0;
 
-/// Sets them. A limit of the zygote that is lower stays. The CPU time of a child that parks is limited when it is woken: [`limit_cpu`].
+/// Sets them. A limit of the zygote that is lower stays. The CPU time of a child that parks is limited when it parks: [`limit_cpu`].
 ///
 /// # Errors
 ///

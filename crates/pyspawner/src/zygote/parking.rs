@@ -29,15 +29,16 @@ impl Parking {
     /// next. Ends the process where nobody will wake it.
     #[must_use]
     pub fn wait(self) -> OwnedFd {
-        if self.private.send(&Report::Parked, &[self.private.as_fd()]).is_err() {
+        // What it has used until now does not count, and while it waits it uses nothing.
+        let is_limited = rlimits::limit_cpu(self.cpu_seconds);
+        if is_limited.is_err() || self.private.send(&Report::Parked, &[self.private.as_fd()]).is_err() {
             exit_now(1);
         }
         let Ok(Some(received)) = self.private.recv::<Order>() else { exit_now(1) };
         let Ok((Order::Wake { process_name }, [stdin, stdout, stderr, args])) = received.with() else {
             exit_now(1)
         };
-        let is_limited = rlimits::limit_cpu(self.cpu_seconds);
-        if is_limited.is_err() || descriptors::become_stdio(stdin, stdout, stderr).is_err() {
+        if descriptors::become_stdio(stdin, stdout, stderr).is_err() {
             exit_now(1);
         }
         show_name(&process_name, self.title);

@@ -9,7 +9,7 @@ use rustix::event::epoll;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use super::{Bells, NUDGE, Parked, Pool, Pools, State, ZYGOTE, lock, ring};
+use super::{AT_ONCE, Bells, NUDGE, Parked, Pool, Pools, State, ZYGOTE, lock};
 use crate::channel::Channel;
 use crate::client::child::Rules;
 use crate::client::spawn::{Inside, Then};
@@ -48,7 +48,7 @@ impl Client {
             let mut state = lock(&self.pools.state);
             if state.has_keeper || state.is_closed || !state.pools.iter().any(Pool::is_lacking) {
                 if let Some(bells) = &state.bells {
-                    ring(&bells.nudge);
+                    bells.nudge_in(AT_ONCE);
                 }
                 return Ok(());
             }

@@ -16,8 +16,11 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::event::{EventfdFlags, Timespec, eventfd};
 use rustix::io::fcntl_dupfd_cloexec;
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
+};
 
 use super::child::Child;
 use super::descriptors::ChildDescriptors;
@@ -36,6 +39,12 @@ const MAX_POOLS: usize = 4;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
+/// How long the keeper leaves the processors to a child that was woken, before it has another one cloned.
+const GRACE: Duration = Duration::from_millis(2);
+
+/// The shortest time that a timer has.
+const AT_ONCE: Duration = Duration::from_nanos(1);
+
 /// The tokens of what the keeper waits for beside parked children.
 const NUDGE: u64 = 0;
 const ZYGOTE: u64 = 1;
@@ -53,7 +62,7 @@ pub(super) struct Pools {
 struct Bells {
     /// What the keeper waits for.
     epoll: OwnedFd,
-    /// Wakes it.
+    /// A timer that wakes it.
     nudge: OwnedFd,
     /// Readable when the Client is closed.
     closing: OwnedFd,
@@ -112,8 +121,8 @@ impl Pools {
             (state.drain(), state.bells.take())
         };
         if let Some(bells) = bells {
-            ring(&bells.closing);
-            ring(&bells.nudge);
+            let _ = rustix::io::write(&bells.closing, &1_u64.to_ne_bytes());
+            bells.nudge_in(AT_ONCE);
         }
         for one in &ended {
             one.kill();
@@ -179,7 +188,16 @@ impl Pools {
         let taken = match state.pools.iter().position(|pool| pool.sandbox == *sandbox) {
             Some(at) => {
                 state.pools[at..].rotate_left(1);
-                state.pools.last_mut().and_then(|pool| pool.parked.pop_front())
+                state.pools.last_mut().and_then(|pool| {
+                    let was_full = !pool.is_lacking();
+                    let taken = pool.parked.pop_front()?;
+                    // If one was missing already, the keeper knows when to look.
+                    if let (true, Some(bells)) = (was_full, &bells) {
+                        pool.retry_at = Some(Instant::now() + GRACE);
+                        bells.nudge_in(GRACE);
+                    }
+                    Some(taken)
+                })
             }
             None if state.each > 0 => {
                 let wanted = state.each;
@@ -199,11 +217,10 @@ impl Pools {
 
 impl Bells {
     fn new(zygote: BorrowedFd<'_>) -> io::Result<Self> {
-        let eventfd = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         let bells = Self {
             epoll: epoll::create(CreateFlags::CLOEXEC)?,
-            nudge: eventfd()?,
-            closing: eventfd()?,
+            nudge: timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?,
+            closing: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             zygote: fcntl_dupfd_cloexec(zygote, 3)?,
             mounts: Mutex::new(MountTable::open()?),
         };
@@ -216,6 +233,15 @@ impl Bells {
         epoll::add(&self.epoll, descriptor, EventData::new_u64(token), EventFlags::IN)
     }
 
+    /// Wakes the keeper after a while. Whoever spawns does not pay for its waking up.
+    fn nudge_in(&self, time: Duration) {
+        let never_again = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let value = Timespec::try_from(time).unwrap_or_default();
+        let timer = Itimerspec { it_interval: never_again, it_value: value };
+        // Such a timer can be set.
+        let _ = timerfd_settime(&self.nudge, TimerfdTimerFlags::empty(), &timer);
+    }
+
     /// What a sandbox leads to now.
     fn look(&self, sandbox: &SandboxConfig) -> io::Result<Surroundings> {
         Surroundings::look(sandbox, &mut lock(&self.mounts))
@@ -225,11 +251,6 @@ impl Bells {
     fn forget(&self, parked: &Parked) {
         let _ = epoll::delete(&self.epoll, parked.pidfd());
     }
-}
-
-/// It is full, if at all, of the same.
-fn ring(bell: &OwnedFd) {
-    let _ = rustix::io::write(bell, &1_u64.to_ne_bytes());
 }
 
 impl State {
@@ -379,15 +400,19 @@ impl Client {
         }
         let mut woken = Ok(None);
         let mut unusable = Vec::new();
+        let mut found = false;
         while let Some((parked, bells)) = self.pools.take(request.sandbox) {
             if parked.is_usable(request.sandbox, &bells) {
+                found = true;
                 woken = parked.wake(request.process_name, descriptors, interrupt);
                 // Where one does not answer, the next may not either.
                 break;
             }
             unusable.push(parked);
         }
-        self.keep_warm(request.sandbox);
+        if !found {
+            self.keep_warm(request.sandbox);
+        }
         self.pools.end_all(unusable);
         woken
     }
