@@ -7,12 +7,12 @@ NATIVE := python/pyspawner/_native.abi3.so
 RUST := Cargo.toml Cargo.lock $(wildcard crates/*/Cargo.toml) $(shell find crates -name '*.rs')
 FUZZ_SECONDS ?= 60
 
-.PHONY: run test test-rust test-python test-vm lint bench docs fuzz build clean
+.PHONY: run test test-rust test-python test-modes test-vm lint bench docs fuzz build clean
 
 run: build ## Import pandas once, run sandboxed children on a real CSV, print what each spawn cost.
 	$(BIN)/python examples/weather.py
 
-test: test-rust test-python ## Everything that must pass. Needs root: it makes namespaces of every kind.
+test: test-rust test-modes test-python ## Everything that must pass. Needs root: it makes namespaces of every kind.
 
 test-rust: | $(VENV)/tools
 	cargo test --quiet --locked
@@ -20,6 +20,14 @@ test-rust: | $(VENV)/tools
 test-python: build
 	tools/apt-install bubblewrap iproute2 iptables libcap2 libcap2-bin nftables passt
 	$(BIN)/python -m pytest --forbid-skips $(PYTEST_OPTIONS)
+
+# What is the same for all children, however they came to be.
+IN_ALL_MODES := tests/isolation tests/limits/test_causes.py tests/sandbox/test_namespaces.py \
+	$(addprefix tests/public_face/test_,concurrency.py communicate.py exit.py stdio.py)
+
+test-modes: build ## Some tests once more: with warm children of two zygotes, and without a memory image.
+	$(BIN)/python -m pytest --quiet --forbid-skips --warm --zygotes 2 $(IN_ALL_MODES)
+	$(BIN)/python -m pytest --quiet --forbid-skips --without-image $(IN_ALL_MODES)
 
 test-vm: build ## In a virtual machine: what needs a cgroup v2 of its own. No rights are needed once the packages are there.
 	tools/apt-install e2fsprogs qemu-system-x86

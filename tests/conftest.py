@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import signal
 import time
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--warm", action="store_true", help="children of the fixtures' clients were parked before they run"
     )
+    parser.addoption(
+        "--zygotes", type=int, default=1, help="how many zygotes the fixtures' clients have", metavar="N"
+    )
+    parser.addoption("--without-image", action="store_true", help="their zygotes have no memory image")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -56,14 +61,23 @@ def client_type(pytestconfig: pytest.Config) -> type[pyspawner.Client]:
 
 
 @pytest.fixture(scope="session")
-def client(client_type):
+def zygotes(pytestconfig: pytest.Config) -> dict[str, Any]:
+    """What the zygotes of the fixtures' clients are like."""
+    return {
+        "zygotes": pytestconfig.getoption("--zygotes"),
+        "memory_image": not pytestconfig.getoption("--without-image"),
+    }
+
+
+@pytest.fixture(scope="session")
+def client(client_type, zygotes):
     """A client without preloaded modules whose children run source code; see ``support.run``."""
-    with client_type(child_main="support.run_source") as client:
+    with client_type(child_main="support.run_source", **zygotes) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
-def preloaded(client_type):
+def preloaded(client_type, zygotes):
     """A client whose children have what they need in memory: in their root there is no Python."""
     imports = [
         "attacks",
@@ -78,7 +92,7 @@ def preloaded(client_type):
         "threading",
         "traceback",
     ]
-    with client_type(child_main="support.run_source", preload_imports=imports) as client:
+    with client_type(child_main="support.run_source", preload_imports=imports, **zygotes) as client:
         yield client
 
 

@@ -53,7 +53,7 @@ class Client:
         touch: a clone need not copy it. Contents are the same without. Where the host does not allow it, the log says why, and clones
         take longer. Default: ``True``.
     :param warm_children: how many children to have parked of each ``SandboxConfig`` in use, from its second spawn on: cloned, locked in and
-        ready. A spawn that finds one takes a tenth of a millisecond, and another one is made in its place. The four configurations that
+        ready. A spawn that finds one only wakes it, and another one is made in its place. The four configurations that
         were used last have some. See also :meth:`prewarm`.
     :param warm_up: full name of a function without arguments, ``"package.module.function"``. Each parked child calls it before it parks, so
         that the request need not pay for what is slow the first time. It also runs once at the start, in a process that ends with
