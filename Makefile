@@ -25,8 +25,8 @@ test-python: build
 IN_ALL_MODES := tests/isolation tests/limits/test_causes.py tests/sandbox/test_namespaces.py \
 	$(addprefix tests/public_face/test_,concurrency.py communicate.py exit.py stdio.py)
 
-test-modes: build ## Some tests once more: with warm children of two zygotes, and without a memory image.
-	$(BIN)/python -m pytest --quiet --forbid-skips --warm --zygotes 2 $(IN_ALL_MODES)
+test-modes: build ## Some tests once more: with warm children, and without a memory image.
+	$(BIN)/python -m pytest --quiet --forbid-skips --warm $(IN_ALL_MODES)
 	$(BIN)/python -m pytest --quiet --forbid-skips --without-image $(IN_ALL_MODES)
 
 test-vm: build ## In a virtual machine: what needs a cgroup v2 of its own. No rights are needed once the packages are there.

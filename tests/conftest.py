@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import signal
 import time
-from typing import Any
 
 import pytest
 
@@ -19,9 +18,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--forbid-skips", action="store_true", help="a test that skips itself fails the run")
     parser.addoption(
         "--warm", action="store_true", help="children of the fixtures' clients were parked before they run"
-    )
-    parser.addoption(
-        "--zygotes", type=int, default=1, help="how many zygotes the fixtures' clients have", metavar="N"
     )
     parser.addoption("--without-image", action="store_true", help="their zygotes have no memory image")
 
@@ -61,23 +57,19 @@ def client_type(pytestconfig: pytest.Config) -> type[pyspawner.Client]:
 
 
 @pytest.fixture(scope="session")
-def zygotes(pytestconfig: pytest.Config) -> dict[str, Any]:
-    """What the zygotes of the fixtures' clients are like."""
-    return {
-        "zygotes": pytestconfig.getoption("--zygotes"),
-        "memory_image": not pytestconfig.getoption("--without-image"),
-    }
+def has_image(pytestconfig: pytest.Config) -> bool:
+    return not pytestconfig.getoption("--without-image")
 
 
 @pytest.fixture(scope="session")
-def client(client_type, zygotes):
+def client(client_type, has_image):
     """A client without preloaded modules whose children run source code; see ``support.run``."""
-    with client_type(child_main="support.run_source", **zygotes) as client:
+    with client_type(child_main="support.run_source", memory_image=has_image) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
-def preloaded(client_type, zygotes):
+def preloaded(client_type, has_image):
     """A client whose children have what they need in memory: in their root there is no Python."""
     imports = [
         "attacks",
@@ -92,7 +84,9 @@ def preloaded(client_type, zygotes):
         "threading",
         "traceback",
     ]
-    with client_type(child_main="support.run_source", preload_imports=imports, **zygotes) as client:
+    with client_type(
+        child_main="support.run_source", preload_imports=imports, memory_image=has_image
+    ) as client:
         yield client
 
 

@@ -143,6 +143,11 @@ class Zygotes:
                 result = work(used.native)
             except ZygoteDiedError as error:
                 death = error
+            except BaseException:
+                # What was given up before it was there is ended at this one's next turn, which is now the next.
+                with self._lock:
+                    self._turn -= 1
+                raise
             else:
                 if is_spawn:
                     self._count(used)
