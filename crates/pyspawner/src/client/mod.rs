@@ -175,10 +175,24 @@ fn wait_for<const N: usize>(
     descriptors: [BorrowedFd<'_>; N],
     interrupt: Interrupt<'_>,
 ) -> Result<[bool; N], Error> {
-    const TENTH: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+    wait_until(None, descriptors, interrupt)
+}
+
+/// The same, but for no longer than `deadline`: then none is.
+fn wait_until<const N: usize>(
+    deadline: Option<Instant>,
+    descriptors: [BorrowedFd<'_>; N],
+    interrupt: Interrupt<'_>,
+) -> Result<[bool; N], Error> {
+    const TENTH: Duration = Duration::from_millis(100);
     loop {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let patience = left.unwrap_or(TENTH).min(TENTH);
+        // A tenth of a second fits.
+        let timeout = Timespec::try_from(patience).unwrap_or_default();
         let mut polled = descriptors.map(|descriptor| PollFd::from_borrowed_fd(descriptor, PollFlags::IN));
-        match poll(&mut polled, Some(&TENTH)) {
+        match poll(&mut polled, Some(&timeout)) {
+            Ok(0) if left == Some(patience) => return Ok([false; N]),
             Ok(0) | Err(Errno::INTR) => interrupt()?,
             Ok(_) => return Ok(polled.map(|one| !one.revents().is_empty())),
             Err(errno) => return Err(Error::io("poll")(errno)),

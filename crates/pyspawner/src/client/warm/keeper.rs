@@ -219,7 +219,7 @@ impl Pools {
         let is_closed = state.is_closed;
         let pool = state.pool(sandbox).filter(|pool| !is_closed && pool.is_lacking());
         let Some(pool) = pool else { return Some(parked) };
-        (pool.pause, pool.retry_at) = (Duration::ZERO, None);
+        (pool.pause, pool.next_at) = (Duration::ZERO, None);
         // Without it, its death is noticed when it is to be woken.
         let _ = bells.watch(parked.pidfd(), parked.token);
         pool.parked.push_back(parked);

@@ -97,7 +97,8 @@ struct Pool {
     failure: Option<Error>,
     /// After a failure. Each pool has its own: a sandbox that never works is no reason to neglect the others.
     pause: Duration,
-    retry_at: Option<Instant>,
+    /// When the next one is to be parked: after that pause, or a little after one was woken.
+    next_at: Option<Instant>,
 }
 
 impl Pools {
@@ -193,7 +194,7 @@ impl Pools {
                     let taken = pool.parked.pop_front()?;
                     // If one was missing already, the keeper knows when to look.
                     if let (true, Some(bells)) = (was_full, &bells) {
-                        pool.retry_at = Some(Instant::now() + GRACE);
+                        pool.next_at = Some(Instant::now() + GRACE);
                         bells.nudge_in(GRACE);
                     }
                     Some(taken)
@@ -283,7 +284,7 @@ impl Pool {
             parked: VecDeque::new(),
             failure: None,
             pause: Duration::ZERO,
-            retry_at: None,
+            next_at: None,
         }
     }
 
@@ -293,12 +294,12 @@ impl Pool {
 
     fn back_off(&mut self) {
         self.pause = (self.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
-        self.retry_at = Some(Instant::now() + self.pause);
+        self.next_at = Some(Instant::now() + self.pause);
     }
 
-    /// How long until the next attempt.
+    /// How long until the next one is to be parked.
     fn left(&self) -> Duration {
-        self.retry_at.map_or(Duration::ZERO, |time| time.saturating_duration_since(Instant::now()))
+        self.next_at.map_or(Duration::ZERO, |time| time.saturating_duration_since(Instant::now()))
     }
 }
 
@@ -344,7 +345,7 @@ impl Client {
             let at = state.pools.iter().position(|pool| pool.sandbox == *sandbox);
             let mut pool = at.map_or_else(|| Pool::new(sandbox, count), |at| state.pools.remove(at));
             (pool.wanted, pool.is_pinned) = (count, true);
-            (pool.failure, pool.retry_at) = (None, None);
+            (pool.failure, pool.next_at) = (None, None);
             let kept = pool.parked.len().min(count);
             let ended = pool.parked.split_off(kept);
             if count > 0 {

@@ -3,7 +3,6 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Signal, pidfd_send_signal};
 
@@ -12,7 +11,7 @@ use crate::client::child::Child;
 use crate::client::descriptors::ChildDescriptors;
 use crate::client::living::Living;
 use crate::client::spawn::Inside;
-use crate::client::{Interrupt, channel_error, wait_for};
+use crate::client::{Interrupt, channel_error, readable_within, wait_for, wait_until};
 use crate::config::{DEFAULT_PROCESS_NAME, Network, SandboxConfig};
 use crate::error::Error;
 use crate::protocol::{Order, Report};
@@ -105,21 +104,10 @@ impl Parked {
 
     /// Whether it says in time that user code runs next.
     fn answers_within(&self, patience: Duration, interrupt: Interrupt<'_>) -> Result<bool, Error> {
-        let deadline = Instant::now() + patience;
         let private = &self.inside.newborn.private;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let timeout = Timespec::try_from(left).unwrap_or_default();
-            let mut polled = [private.as_fd(), self.pidfd()]
-                .map(|descriptor| PollFd::from_borrowed_fd(descriptor, PollFlags::IN));
-            match poll(&mut polled, Some(&timeout)) {
-                Ok(0) => return Ok(false),
-                Ok(_) if polled[0].revents().is_empty() => return Ok(false),
-                Ok(_) => return is_running(private),
-                Err(Errno::INTR) => interrupt()?,
-                Err(errno) => return Err(Error::io("poll")(errno)),
-            }
-        }
+        let deadline = Some(Instant::now() + patience);
+        let [answers, _] = wait_until(deadline, [private.as_fd(), self.pidfd()], interrupt)?;
+        Ok(answers && is_running(private)?)
     }
 
     /// The same when it has been ended, so that it cannot say it later: if it has, it is its user's, ended or not.
@@ -127,9 +115,7 @@ impl Parked {
         self.kill();
         let [_ended] = wait_for([self.pidfd()], &|| Ok(()))?;
         let private = &self.inside.newborn.private;
-        let mut polled = [PollFd::from_borrowed_fd(private.as_fd(), PollFlags::IN)];
-        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
-        Ok(poll(&mut polled, Some(&at_once)).is_ok_and(|ready| ready > 0) && is_running(private)?)
+        Ok(readable_within(private.as_fd(), 0) && is_running(private)?)
     }
 }
 
