@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 import signal
+import textwrap
 import time
 
 import pytest
 
 import internet
+import ordinary_user
 import pyspawner
 import warm_client
 from support import children_of_this_process, open_descriptors, visible_directory
@@ -88,6 +90,25 @@ def preloaded(client_type, has_image):
         child_main="support.run_source", preload_imports=imports, memory_image=has_image
     ) as client:
         yield client
+
+
+@pytest.fixture
+def make_module(tmp_path, monkeypatch):
+    """Write a module that zygotes find which are started from now on."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def make(name: str, source: str) -> str:
+        (tmp_path / f"{name}.py").write_text(textwrap.dedent(source))
+        return name
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def user():
+    """A user of the host without rights; see ``ordinary_user``."""
+    with ordinary_user.ordinary_user() as user:
+        yield user
 
 
 @pytest.fixture(scope="module")

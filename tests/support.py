@@ -9,7 +9,8 @@ import sys
 import tempfile
 import textwrap
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +109,22 @@ def children_of_this_process() -> set[int]:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             found.update(map(int, task.read_text().split()))
     return found
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process that has not ended. A zombie has: who must reap it may be dead itself."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] not in "ZX"
+
+
+def wait_until(condition: Callable[[], object], what: str, *, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"never happened: {what}"
+        time.sleep(0.005)
 
 
 def open_descriptors(process: int | str = "self") -> dict[int, str]:

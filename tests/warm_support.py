@@ -17,10 +17,7 @@ PARKED_NAME = "pyspawner: warm"
 
 
 def eventually(condition: Callable[[], Any], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"never happened: {what}"
-        time.sleep(0.005)
+    support.wait_until(condition, what, seconds=PATIENCE)
 
 
 def parked(client: pyspawner.Client) -> int:

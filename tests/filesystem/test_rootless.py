@@ -18,18 +18,11 @@ from pathlib import Path
 import pytest
 
 import attacks
-import ordinary_user
 import support
 from ordinary_user import UID, give
 from support import visible_directory
 
 LOCKED = os.ST_RDONLY | os.ST_NOSUID | os.ST_NODEV
-
-
-@pytest.fixture(scope="module")
-def user():
-    with ordinary_user.ordinary_user() as user:
-        yield user
 
 
 @pytest.fixture

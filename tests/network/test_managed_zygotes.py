@@ -9,7 +9,6 @@ import managed_support
 import pytest
 from managed_support import children, close_client, interfaces, left_in, managed, unreached
 
-import ordinary_user
 import pyspawner
 import rootless
 import support
@@ -26,12 +25,6 @@ _retired = threading.Semaphore(0)
 def nothing_is_left_on_the_host(world):
     yield
     assert eventually(lambda: left_in(world.host.namespace) == []), left_in(world.host.namespace)
-
-
-@pytest.fixture(scope="module")
-def user():
-    with ordinary_user.ordinary_user() as user:
-        yield user
 
 
 # What callers are asked to do.

@@ -6,7 +6,6 @@ import os
 import pickle
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 from pathlib import Path
@@ -15,18 +14,6 @@ import pytest
 
 import pyspawner
 from support import children_of_this_process, run
-
-
-@pytest.fixture
-def make_module(tmp_path, monkeypatch):
-    """Write a module that the zygote finds on the caller's ``sys.path``."""
-    monkeypatch.syspath_prepend(tmp_path)
-
-    def make(name: str, source: str) -> str:
-        (tmp_path / f"{name}.py").write_text(textwrap.dedent(source))
-        return name
-
-    return make
 
 
 def start_fails(**options) -> pyspawner.ZygoteStartError:

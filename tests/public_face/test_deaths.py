@@ -19,26 +19,10 @@ from typing import IO, Any
 import pytest
 
 import pyspawner
-from support import communicate, run, spawn
+from support import communicate, is_alive, run, spawn, wait_until
 
 TESTS = Path(__file__).parent.parent
 HANG = "import threading; threading.Event().wait()"
-
-
-def wait_until(condition, what: str) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, f"never happened: {what}"
-        time.sleep(0.005)
-
-
-def is_alive(pid: int) -> bool:
-    """A zombie has ended: the caller that must reap it may be dead itself."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return stat.rpartition(")")[2].split()[0] not in "ZX"
 
 
 def namespace_members(pid: int) -> set[int]:

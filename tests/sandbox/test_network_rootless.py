@@ -65,12 +65,6 @@ def only(words: dict[str, str]) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def user():
-    with ordinary_user.ordinary_user() as user:
-        yield user
-
-
-@pytest.fixture(scope="module")
 def caller(world, user):
     with rootless.caller(world.host.namespace, user) as caller:
         yield caller

@@ -2,23 +2,9 @@
 
 from __future__ import annotations
 
-import textwrap
-
 import pytest
 
 import pyspawner
-
-
-@pytest.fixture
-def make_module(tmp_path, monkeypatch):
-    """Write a module that zygotes find which are started from now on."""
-    monkeypatch.syspath_prepend(tmp_path)
-
-    def make(name: str, source: str) -> str:
-        (tmp_path / f"{name}.py").write_text(textwrap.dedent(source))
-        return name
-
-    return make
 
 
 @pytest.fixture(scope="module")

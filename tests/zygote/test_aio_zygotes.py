@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from zygote_support import wait_until
 
 import pyspawner
 from pyspawner import aio
-from support import SANDBOX, children_of_this_process
+from support import SANDBOX, children_of_this_process, wait_until
 
 
 async def said(client: aio.Client, *args: object) -> bytes:

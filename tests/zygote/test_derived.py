@@ -13,11 +13,20 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from zygote_support import is_alive, kill, wait_until, watchdog
+from zygote_support import kill, watchdog
 
 import pyspawner
 from pyspawner import events
-from support import SANDBOX, children_of_this_process, communicate, run, run_caller, spawn
+from support import (
+    SANDBOX,
+    children_of_this_process,
+    communicate,
+    is_alive,
+    run,
+    run_caller,
+    spawn,
+    wait_until,
+)
 
 
 def derive_fails(parent, **options) -> pyspawner.ZygoteStartError:

@@ -6,15 +6,8 @@ import json
 
 import pytest
 
-import ordinary_user
 from ordinary_user import give
 from support import visible_directory
-
-
-@pytest.fixture(scope="module")
-def user():
-    with ordinary_user.ordinary_user() as user:
-        yield user
 
 
 @pytest.fixture

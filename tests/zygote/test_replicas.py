@@ -7,11 +7,11 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from zygote_support import is_alive, kill, pids
+from zygote_support import kill, pids
 
 import pyspawner
 from pyspawner import events
-from support import children_of_this_process, communicate, open_descriptors, run, spawn
+from support import children_of_this_process, communicate, is_alive, open_descriptors, run, spawn
 
 
 @pytest.fixture

@@ -5,14 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
-from zygote_support import exists, is_alive, kill, pids, wait_until, watchdog
+from zygote_support import exists, kill, pids, watchdog
 
 import pyspawner
 from pyspawner import Cause, events
-from support import children_of_this_process, communicate, open_descriptors, run, spawn
+from support import children_of_this_process, communicate, is_alive, open_descriptors, run, spawn, wait_until
 
 LAYOUT = "print(sorted({line.split('-')[0] for line in open('/proc/self/maps') if 'libc' in line})[0])"
 
@@ -39,6 +41,18 @@ def observed():
     yield observed
     # The exceptions in it hold on to what they came through.
     observed.seen.clear()
+
+
+def make_patient_module(make_module: Callable[[str, str], str], started: Path, go_on: Path) -> str:
+    """A module whose import takes from the one file on until there is the other one."""
+    return make_module(
+        "patient_start",
+        f"""
+        import pathlib, time
+        while pathlib.Path({str(started)!r}).exists() and not pathlib.Path({str(go_on)!r}).exists():
+            time.sleep(0.005)
+        """,
+    )
 
 
 def rotating(observed: Observed, after: int = 3, **options) -> pyspawner.Client:
@@ -73,15 +87,8 @@ def test_without_a_limit_it_serves_for_ever(observed):
 
 def test_the_old_one_serves_until_the_new_one_is_ready(observed, make_module, tmp_path):
     started, go_on = tmp_path / "started", tmp_path / "go_on"
-    make_module(
-        "patient_start",
-        f"""
-        import pathlib, time
-        while pathlib.Path({str(started)!r}).exists() and not pathlib.Path({str(go_on)!r}).exists():
-            time.sleep(0.005)
-        """,
-    )
-    with rotating(observed, after=1, preload_imports=["patient_start"]) as client:
+    patient = make_patient_module(make_module, started, go_on)
+    with rotating(observed, after=1, preload_imports=[patient]) as client:
         old = client.zygote_pid
         started.touch()
         for _ in range(20):
@@ -246,15 +253,8 @@ def test_a_start_that_fails_in_the_background_is_told_and_tried_again(
 
 def test_an_old_one_that_dies_while_the_new_one_starts_is_an_ordinary_death(observed, make_module, tmp_path):
     started, go_on = tmp_path / "started", tmp_path / "go_on"
-    make_module(
-        "patient_start",
-        f"""
-        import pathlib, time
-        while pathlib.Path({str(started)!r}).exists() and not pathlib.Path({str(go_on)!r}).exists():
-            time.sleep(0.005)
-        """,
-    )
-    with rotating(observed, after=1, preload_imports=["patient_start"]) as client:
+    patient = make_patient_module(make_module, started, go_on)
+    with rotating(observed, after=1, preload_imports=[patient]) as client:
         started.touch()
         run(client, "")
         kill(client.zygote_pid)
